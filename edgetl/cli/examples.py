@@ -141,7 +141,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     ),
     "gallery": (
         ("Add images of a new class without training", "edgetl gallery add bundle bottles --label bottle"),
-        ("List the images that were added", "edgetl gallery list bundle"),
+        ("Install a signed gallery on a device", "edgetl gallery install store bundle.gallery.json --trust keys"),
     ),
     "run": (
         ("Predict each new file of a folder", "edgetl run bundle --source incoming --follow --processed delete"),

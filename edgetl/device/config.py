@@ -45,6 +45,7 @@ class GalleryConfig(StrictModel):
     Attributes:
         label: class of the images to add, or to remove.
         all: delete the gallery.
+        overwrite: replace a gallery with other images.
         variant: variant that computes the features.
         sign_key: private key file. None does not sign.
         passphrase_file: file with the passphrase of the private key.
@@ -54,6 +55,7 @@ class GalleryConfig(StrictModel):
         None, "add: class of the images, known or new. remove: remove all images of this class.", metavar="NAME"
     )
     all: bool = option_field(False, "remove: delete the gallery, also if it is damaged.")
+    overwrite: bool = option_field(False, "install: replace a gallery with images that the file does not have, or a damaged gallery.")
     variant: str | None = option_field(None, "add: variant that computes the features. Default: the variant that runs.", metavar="NAME")
     sign_key: Path | None = _signature(None, "add, remove: private key that signs the gallery.")
     passphrase_file: Path | None = _signature(None, "File with the passphrase of the private key. Default: EDGETL_PASSPHRASE, or a prompt.")

@@ -17,19 +17,20 @@ from PIL import Image
 import edgetl
 from edgetl.core.bundle import open_bundle
 from edgetl.core.store import active_release
-from edgetl.device.gallery.changes import add, list_gallery, remove, remove_all
+from edgetl.device.gallery.changes import add, install, list_gallery, remove, remove_all
 from edgetl.device.gallery.place import open_place
-from edgetl.device.keys import PrivateKey, read_private_key
+from edgetl.device.keys import PrivateKey, load_public_key, read_private_key
 from edgetl.device.runner.loop import Runner
 from edgetl.device.runner.model import Check, Model
 from edgetl.device.runner.waiting import Stop
-from edgetl.device.signature import Trust, check_gallery, sign_bundle, verified_bundle
+from edgetl.device.signature import Trust, check_gallery, sign_bundle, trust_keys, verified_bundle
 from edgetl.device.store.cleanup import clean
 from edgetl.device.store.status import roll_back
-from edgetl.errors import ConfigError, GalleryError, ImageError, SignatureError, StorageError, UnsignedError
+from edgetl.errors import ConfigError, GalleryError, ImageError, SignatureError, StorageError, UnknownKeyError, UnsignedError
 from edgetl.runtime.gallery.file import MAX_IMAGES, gallery_path, read_gallery
 from edgetl.runtime.verify import verify
 from tests.device.bundles import SIDE, add_release, knn_network, write_bundle, write_knn_bundle, write_manifest
+from tests.device.power_loss import Recorder, durable, recording
 from tests.device.test_device_commands import Commands
 from tests.device.test_device_commands import command as command
 from tests.device.test_runner_loop import Collected, Given
@@ -362,6 +363,89 @@ def test_a_store_with_required_signatures_needs_a_signed_gallery(
         with pytest.raises(UnsignedError, match="requires signatures"):
             add(place, yellow, "yellow")
     assert add(open_place(store, trust, key), yellow, "yellow").gallery.signature.state == "valid"
+
+
+@pytest.fixture
+def signed_gallery(bundle: Path, yellow: list[Path], key: PrivateKey, trust: Trust) -> Path:
+    """Gallery file with three images, signed, of a bundle like that of a store."""
+    sign_bundle(bundle, key)
+    add(open_place(bundle, trust, key), yellow[:3], "yellow")
+    return gallery_path(bundle)
+
+
+@pytest.fixture
+def strict_store(source: Path, tmp_path: Path, key: PrivateKey) -> Path:
+    """Store that requires signatures."""
+    add_release(tmp_path / "strict", source, key=key.public.fingerprint)
+    return tmp_path / "strict"
+
+
+def test_a_signed_gallery_is_installed_unchanged(strict_store: Path, signed_gallery: Path, keys: Path, command: Commands) -> None:
+    done = command("gallery", "install", strict_store, signed_gallery, "--key", keys / "release.pub")
+    assert done.code == 0 and "installed: 3 images" in done.stdout, done.stderr
+    release = active_release(strict_store)
+    assert release.gallery is not None and release.gallery.read_bytes() == signed_gallery.read_bytes()
+    assert edgetl.load(strict_store).labels == ("red", "green", "blue", "yellow")
+    assert command("gallery", "install", strict_store, "--key", keys / "release.pub").code == ConfigError.exit_code
+
+
+def test_a_store_refuses_a_gallery_that_it_cannot_trust(
+    strict_store: Path, signed_gallery: Path, keys: Path, trust: Trust, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsignedError, match="Give the trusted keys with --key"):
+        install(open_place(strict_store), signed_gallery)
+    other = trust_keys([load_public_key(keys / "other.pub")])
+    with pytest.raises(UnknownKeyError):
+        install(open_place(strict_store, other), signed_gallery)
+    envelope = json.loads(signed_gallery.read_text())
+    (tmp_path / "unsigned.json").write_text(json.dumps({**envelope, "signature": None}))
+    with pytest.raises(UnsignedError, match="has no signature"):
+        install(open_place(strict_store, trust), tmp_path / "unsigned.json")
+    _changed(signed_gallery, name="other")
+    with pytest.raises(SignatureError, match="does not belong to this gallery"):
+        install(open_place(strict_store, trust), signed_gallery)
+    assert active_release(strict_store).record.gallery is None
+
+
+def test_a_gallery_of_another_release_is_not_installed(store: Path, tmp_path: Path, yellow: list[Path]) -> None:
+    other = write_knn_bundle(tmp_path / "other", 2)
+    add(open_place(other), yellow, "yellow")
+    with pytest.raises(GalleryError, match="belongs to release 2 of colors, not to"):
+        install(open_place(store), gallery_path(other))
+    assert active_release(store).record.gallery is None
+
+
+def test_an_installed_gallery_does_not_remove_images_without_overwrite(
+    store: Path, signed_gallery: Path, bundle: Path, yellow: list[Path]
+) -> None:
+    add(open_place(store), yellow[2:4], "yellow")
+    with pytest.raises(GalleryError, match=r"does not have 1 of the 2 images .*--overwrite"):
+        install(open_place(store), signed_gallery)
+    assert install(open_place(store), signed_gallery, overwrite=True).changed == len(list_gallery(open_place(store)).images) == 3
+    remove_all(open_place(bundle))
+    add(open_place(bundle), yellow, "yellow")
+    with pytest.raises(UnsignedError, match="Sign it, or replace the signed gallery with --overwrite"):
+        install(open_place(store), gallery_path(bundle))
+
+
+def test_a_power_loss_during_an_installation_leaves_the_old_or_the_new_gallery(
+    store: Path, signed_gallery: Path, tmp_path: Path, yellow: list[Path]
+) -> None:
+    add(open_place(store), yellow[:1], "yellow")
+    before = shutil.copytree(store, tmp_path / "before")
+    old = _digest(store)
+    with recording(Recorder(store)) as recorder:
+        install(open_place(store), signed_gallery)
+    new, place, found = _digest(store), tmp_path / "after", set()
+    for point in range(len(recorder.changes) + 1):
+        for lose in ("zeros", "names"):
+            durable(recorder.changes[:point], before, store, place, lose=lose)
+            found.add(_digest(place))
+            assert len(edgetl.load(place).labels) == 4
+            install(open_place(place), signed_gallery)
+            assert _digest(place) == new
+            shutil.rmtree(place)
+    assert found == {old, new}
 
 
 def test_a_running_model_loads_a_changed_gallery(bundle: Path, yellow: list[Path]) -> None:

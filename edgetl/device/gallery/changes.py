@@ -16,7 +16,7 @@ from edgetl.core.progress import Progress, silent
 from edgetl.device.gallery.place import Place, changing
 from edgetl.device.gallery.result import GalleryChange, GalleryLabel, GalleryReport, SkippedImage
 from edgetl.device.signature import check_gallery, signature_state
-from edgetl.errors import ConfigError, GalleryError, ImageError
+from edgetl.errors import ConfigError, GalleryError, ImageError, UnsignedError
 from edgetl.runtime.gallery.file import GalleryImage, OpenedGallery, read_gallery
 from edgetl.runtime.predictor import Predictor, load
 
@@ -97,6 +97,51 @@ class _Addition:
         self.vectors.append(vector)
         added = datetime.now(UTC).isoformat(timespec="seconds")
         self.entries.append(GalleryImage(content=content, label=self._label, added=added, variant=self._predictor.variant.name))
+
+
+def install(place: Place, file: Path, *, overwrite: bool = False) -> GalleryChange:
+    """Install a gallery that was made on another host for the same bundle. It is checked before it is written, and keeps its signature.
+
+    Args:
+        place: bundle or store.
+        file: gallery file.
+        overwrite: replace a gallery with images that ``file`` does not have, or a damaged gallery.
+
+    Raises:
+        GalleryError: the file is damaged or belongs to another bundle, the present gallery has other images, or another process changes it.
+        SignatureError: a signature is required and missing, or is not valid.
+        StorageError: the gallery cannot be written. It is unchanged.
+    """
+    if place.signature_required and place.trust is None:
+        raise UnsignedError(
+            f"{place.path} requires signatures, because its release was installed with trusted keys. Give the trusted keys with "
+            f"--key KEY.pub or --trust FOLDER."
+        )
+    given = read_gallery(file)
+    check_gallery(given, place.trust)
+    given.check_belongs(place.bundle)
+    with place.locked() as current:
+        if not overwrite and (before := current.read()) is not None:
+            _check_replacement(before, given)
+        report = _report(current, current.install(given))
+    return GalleryChange(changed=len(given.gallery.images), gallery=report)
+
+
+def _check_replacement(before: OpenedGallery, given: OpenedGallery) -> None:
+    """Check that a gallery has all images of the present one, and its signature.
+
+    Raises:
+        GalleryError: images are missing.
+        UnsignedError: the present gallery is signed, and the other one is not.
+    """
+    if before.signature is not None and given.signature is None:
+        raise UnsignedError(f"{before.path} is signed, and {given.path} is not. Sign it, or replace the signed gallery with --overwrite.")
+    kept = {(image.content, image.label) for image in given.gallery.images}
+    if missing := sum((image.content, image.label) not in kept for image in before.gallery.images):
+        raise GalleryError(
+            f"{given.path} does not have {missing} of the {len(before.gallery.images)} images of {before.path}. Nothing was changed. "
+            f"Replace the gallery with --overwrite."
+        )
 
 
 def remove(place: Place, images: Sequence[str] = (), label: str | None = None) -> GalleryChange:

@@ -63,6 +63,11 @@ class Place:
         path = gallery_path(self.bundle.path)
         return path if path.exists() else None
 
+    @property
+    def signature_required(self) -> bool:
+        """True for a store whose release was installed with trusted keys."""
+        return self.release is not None and read_state(self.path).signature_required
+
     def read(self) -> OpenedGallery | None:
         """Read the gallery in use, and check its signature with the trusted keys; None without a gallery.
 
@@ -122,13 +127,32 @@ class Place:
             self.delete()
             return None
         written = self._made(entries, vectors)
+        self._put(written)
+        return written
+
+    def install(self, given: OpenedGallery) -> OpenedGallery:
+        """Copy a gallery that was checked, with its signature, into this place. Call it while locked.
+
+        Returns:
+            the written gallery.
+
+        Raises:
+            StorageError: the file cannot be written. The previous gallery stays.
+        """
+        written = replace(given, path=self._target(given.sha256))
+        self._put(written)
+        return written
+
+    def _put(self, written: OpenedGallery) -> None:
         before = self.file
         write_bytes(written.path, written.data)
         if self.release:
             _point(self.path, self.release, written.sha256)
             if before is not None and before != written.path:
                 before.unlink(missing_ok=True)
-        return written
+
+    def _target(self, digest: str) -> Path:
+        return self.release.gallery_file(digest) if self.release else gallery_path(self.bundle.path)
 
     def _made(self, entries: Sequence[GalleryImage], vectors: NDArray[np.float32]) -> OpenedGallery:
         manifest, width = self.bundle.manifest, vectors.shape[1]
@@ -148,9 +172,7 @@ class Place:
         text = encode_gallery(gallery)
         signature = sign(text, self.sign_key, f"gallery of edgetl, release {manifest.release}") if self.sign_key else None
         data = encode_file(text, signature)
-        digest = sha256(data).hexdigest()
-        path = self.release.gallery_file(digest) if self.release else gallery_path(self.bundle.path)
-        made = OpenedGallery(path, gallery, data, text, signature)
+        made = OpenedGallery(self._target(sha256(data).hexdigest()), gallery, data, text, signature)
         check_gallery(made, self.trust)
         return made
 
@@ -190,7 +212,7 @@ def changing(place: Place) -> Iterator[tuple[Place, OpenedGallery | None]]:
         GalleryError: as ``Place.locked`` and ``Place.read``.
         UnsignedError: the changed gallery needs a signature, and there is no key.
     """
-    if place.release and read_state(place.path).signature_required and not (place.trust and place.sign_key):
+    if place.signature_required and not (place.trust and place.sign_key):
         raise UnsignedError(
             f"{place.path} requires signatures, because its release was installed with trusted keys. Give --sign-key KEY, and the trusted "
             f"keys with --key KEY.pub or --trust FOLDER."

@@ -62,10 +62,10 @@ class SkippedImage(StrictModel):
 
 
 class GalleryChange(StrictModel):
-    """Result of ``add`` and ``remove``.
+    """Result of ``add``, ``remove`` and ``install``.
 
     Attributes:
-        changed: number of images that were added or removed.
+        changed: number of images that were added, removed or installed.
         duplicates: images that the gallery had already.
         failed: images that cannot be read, or that the gallery does not have.
         gallery: the gallery afterwards.

@@ -17,6 +17,8 @@ from edgetl.device.config import GalleryConfig, TrustConfig
 from edgetl.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
+    from edgetl.core.progress import Progress
+    from edgetl.device.gallery.place import Place
     from edgetl.device.gallery.result import GalleryChange, GalleryReport
 
 
@@ -24,11 +26,16 @@ if TYPE_CHECKING:
 @options_of(GalleryConfig)
 def gallery_command(
     context: typer.Context,
-    action: Annotated[Literal["add", "remove", "list"], typer.Argument(help="Add images, remove images, or list the gallery.")],
+    action: Annotated[
+        Literal["add", "remove", "list", "install"],
+        typer.Argument(help="Add images, remove images, list the gallery, or install a gallery file of another host."),
+    ],
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE|STORE", help="k-NN bundle, or a store.")],
     images: Annotated[
         list[str] | None,
-        typer.Argument(help="add: image files, or folders with images. remove: image files, or the first digits of their hashes."),
+        typer.Argument(
+            help="add: image files, or folders with images. remove: image files, or the first digits of their hashes. install: a gallery."
+        ),
     ] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -43,7 +50,7 @@ def gallery_command(
     trusted = build(TrustConfig, **given(TrustConfig, context, part(TrustConfig, options)))
     _check(action, images or [], config)
     with working(json_output=json_output, verbose=verbose) as progress:
-        from edgetl.device.gallery.changes import add, list_gallery, remove, remove_all
+        from edgetl.device.gallery.changes import list_gallery
         from edgetl.device.gallery.place import open_place
         from edgetl.device.gallery.result import GalleryChange
         from edgetl.device.signature import configured_trust
@@ -51,15 +58,20 @@ def gallery_command(
         key = signing_key(config.sign_key, config.passphrase_file) if config.sign_key else None
         place = open_place(bundle, configured_trust(trusted), key)
         found: GalleryReport | GalleryChange
-        if action == "list":
-            found = list_gallery(place)
-        elif action == "add":
-            found = add(place, _files(images or []), config.label or "", variant=config.variant, progress=progress)
-        else:
-            found = remove_all(place) if config.all else remove(place, images or [], config.label)
+        found = list_gallery(place) if action == "list" else _change(place, action, images or [], config, progress)
     print_json(found) if json_output else _show(found, action)
     if isinstance(found, GalleryChange) and found.failed:
         raise typer.Exit(ImageError.exit_code)
+
+
+def _change(place: Place, action: str, images: list[str], config: GalleryConfig, progress: Progress) -> GalleryChange:
+    from edgetl.device.gallery.changes import add, install, remove, remove_all
+
+    if action == "add":
+        return add(place, _files(images), config.label or "", variant=config.variant, progress=progress)
+    if action == "install":
+        return install(place, Path(images[0]), overwrite=config.overwrite)
+    return remove_all(place) if config.all else remove(place, images, config.label)
 
 
 def _check(action: str, images: list[str], config: GalleryConfig) -> None:
@@ -72,6 +84,8 @@ def _check(action: str, images: list[str], config: GalleryConfig) -> None:
         raise ConfigError("gallery add needs images and their class: edgetl gallery add BUNDLE IMAGE --label NAME")
     if action == "remove" and bool(images or config.label is not None) == config.all:
         raise ConfigError("gallery remove needs images, --label NAME or --all: edgetl gallery remove BUNDLE --label NAME")
+    if action == "install" and (len(images) != 1 or config.label is not None or config.all):
+        raise ConfigError("gallery install needs one gallery file: edgetl gallery install STORE FILE --trust FOLDER")
     if action == "list" and (images or config.label is not None or config.all):
         raise ConfigError("gallery list has no images and no --label or --all: edgetl gallery list BUNDLE")
 
@@ -89,7 +103,7 @@ def _show(found: GalleryReport | GalleryChange, action: str) -> None:
     from edgetl.device.gallery.result import GalleryChange
 
     if isinstance(found, GalleryChange):
-        done = "added" if action == "add" else "removed"
+        done = {"add": "added", "install": "installed"}.get(action, "removed")
         for item in (*found.duplicates, *found.failed):
             err.print(f"[yellow]not {done}:[/] {escape(f'{item.image}: {item.reason}')}", soft_wrap=True)
         out.print(f"{done}: {found.changed} images")
