@@ -1,4 +1,4 @@
-"""Progress of long operations on the error stream: a bar with the time left on a terminal, plain lines elsewhere."""
+"""Progress of long operations on the error stream: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from edgetl.core import progress as core
 
@@ -25,6 +36,7 @@ def shown_progress(console: Console, *, quiet: bool) -> Iterator[core.Progress]:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            _RateColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -51,7 +63,7 @@ class _Bars:
 
 
 class _Lines:
-    """Plain lines: one at the start of a stage, then one every ten seconds with the time left."""
+    """Plain lines: one at the start of a stage, then one every ten seconds with the rate and the time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -66,4 +78,17 @@ class _Lines:
         elif now - self._last >= PLAIN_INTERVAL_S and 0 < done < total:
             self._last = now
             left = (now - self._started) * (total - done) / done
-            self._console.print(f"{stage}: {done} of {total}, about {left:.0f} s left", highlight=False)
+            rate = _rate(done / (now - self._started))
+            self._console.print(f"{stage}: {done} of {total}, {rate}, about {left:.0f} s left", highlight=False)
+
+
+class _RateColumn(ProgressColumn):
+    """Column with the steps per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(_rate(speed) if speed else "")
+
+
+def _rate(steps_per_s: float) -> str:
+    return f"{steps_per_s:,.0f}/s" if steps_per_s >= 10 else f"{steps_per_s:.2g}/s"

@@ -22,9 +22,10 @@ from edgetl.data.inputs.sources import find_sources
 from edgetl.errors import ConfigError, DataError, MissingExtraError, StorageError
 from edgetl.scoring import part
 from edgetl.scoring.config import ScoringConfig, ScoringModel
+from edgetl.scoring.cost import plan_scoring
 from edgetl.scoring.job import score
 from edgetl.scoring.merge import merge
-from edgetl.scoring.record import PartFiles, PartProgress, PartRecord
+from edgetl.scoring.record import Counts, PartFiles, PartProgress, PartRecord
 from edgetl.scoring.score import PartTask, _Scorer, load_predictor, score_part
 from tests.command import Command
 from tests.command import edgetl as command
@@ -354,3 +355,20 @@ def test_twenty_kills_do_not_change_the_merged_output(colors_bundle: Path, tmp_p
     assert command(*arguments, tmp_path / "two").returncode == 0
     merged = [Path(merge(tmp_path / name).path).read_bytes() for name in ("one", "two")]
     assert merged[0] == merged[1]
+
+
+def test_a_plan_multiplies_the_measured_coefficients(colors_bundle: Path, shards: Path, tmp_path: Path) -> None:
+    score_part(task_of(colors_bundle, shards / "00.tar", tmp_path))
+    place = tmp_path / "part-0-of-1.done"
+    record = PartRecord.model_validate_json(place.read_bytes())
+    counts = Counts(images=40, image_bytes=400_000, seconds=0.1)
+    place.write_text(record.model_copy(update={"counts": counts, "output_bytes": 4000}).model_dump_json())
+    plan = plan_scoring(tmp_path, images=1_000_000_000, cores=1000)
+    assert (plan.images_per_s_per_core, plan.image_bytes, plan.row_bytes) == pytest.approx((200, 10_000, 100))  # two threads
+    assert plan.hours == pytest.approx(1e9 / 200 / 1000 / 3600) and plan.input_mb_per_s == pytest.approx(2000)
+    assert (plan.files, plan.images_per_file) == (10_000, 100_000) and plan.output_gb == pytest.approx(100)
+    with pytest.raises(ConfigError, match="has no finished part with predictions"):
+        plan_scoring(tmp_path / "gone", images=1, cores=1)
+    done = command("plan", "predict", "--images", "1e9", "--cores", 1000, "--measured", tmp_path)
+    assert done.returncode == 0 and "200 images/s per core, on 40 images" in done.stdout
+    assert "belong together" in command("plan", "predict", "--images", "1e9").stderr

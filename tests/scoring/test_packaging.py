@@ -1,0 +1,80 @@
+"""Manifests of schedulers for batch scoring: syntax, fields, and the options that they use."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from edgetl.cli.app import app
+from tests.docs.pages import ROOT
+
+SLURM = ROOT / "packaging/slurm/predict.sbatch"
+KUBERNETES = ROOT / "packaging/kubernetes/predict-job.yaml"
+# Fields of JobSpec (batch/v1) and PodSpec (v1) of Kubernetes 1.33.
+_JOB = {
+    *"activeDeadlineSeconds backoffLimit backoffLimitPerIndex completionMode completions managedBy manualSelector maxFailedIndexes".split(),
+    *"parallelism podFailurePolicy podReplacementPolicy selector successPolicy suspend template ttlSecondsAfterFinished".split(),
+}
+_CONTAINER = set("name image command args env resources volumeMounts workingDir imagePullPolicy securityContext".split())
+
+
+def _options_exist(text: str) -> None:
+    group: Any = typer.main.get_command(app)
+    known = {name for parameter in group.commands["predict"].params for name in parameter.opts}
+    used = set(re.findall(r"(?<=\s)--[a-z][a-z-]*", " ".join(line for line in text.splitlines() if "edgetl predict" in line)))
+    assert used and used - {"--array", "--dependency"} <= known
+
+
+def _run(script: Path, code: int, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run the Slurm script with a program called edgetl that prints its arguments and ends with ``code``."""
+    stand_in = tmp_path / "edgetl"
+    stand_in.write_text(f'#!/bin/sh\nprintf "%s|" "$@"\nexit {code}\n')
+    stand_in.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_ARRAY_TASK_MAX": "63",
+        "SLURM_CPUS_PER_TASK": "4",
+    }
+    command = ["bash", str(script), "bundle", "out", "shards/{0000..0999}.tar"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_slurm_array_predicts_the_shard_of_its_task(tmp_path: Path) -> None:
+    done = _run(SLURM, 0, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "predict|bundle|shards/{0000..0999}.tar|--out|out|--shard|3/64|--threads|4|"
+    _options_exist(SLURM.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(("code", "expected"), [(5, 0), (3, 3), (143, 143)])
+def test_the_slurm_array_fails_only_if_the_shard_is_not_complete(tmp_path: Path, code: int, expected: int) -> None:
+    assert _run(SLURM, code, tmp_path).returncode == expected
+
+
+def test_the_kubernetes_job_is_an_indexed_job_with_known_fields() -> None:
+    yaml = pytest.importorskip("yaml")
+    (job,) = yaml.safe_load_all(KUBERNETES.read_text("utf-8"))
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job") and re.fullmatch(r"[a-z0-9-]{1,63}", job["metadata"]["name"])
+    spec = job["spec"]
+    assert spec.keys() <= _JOB and spec["completionMode"] == "Indexed" and spec["parallelism"] <= spec["completions"]
+    pod = spec["template"]["spec"]
+    assert pod["restartPolicy"] == "Never", "podFailurePolicy needs it"
+    (container,) = pod["containers"]
+    assert container.keys() <= _CONTAINER
+    assert container["env"] == [{"name": "SHARDS", "value": str(spec["completions"])}]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    for rule in spec["podFailurePolicy"]["rules"]:
+        codes = rule["onExitCodes"]
+        assert rule["action"] == "FailJob" and codes["containerName"] == container["name"]
+        assert codes["operator"] == "In" and 0 not in codes["values"] and len(set(codes["values"])) == len(codes["values"])
+    script = container["command"][-1]
+    assert container["command"][:2] == ["sh", "-c"] and '--shard "$JOB_COMPLETION_INDEX/$SHARDS"' in script
+    assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0
+    _options_exist(script)
