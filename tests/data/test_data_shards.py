@@ -23,6 +23,7 @@ from edgetl.data.shards.members import Annotation, read_members
 from edgetl.data.shards.names import find_shards, is_shards
 from edgetl.data.shards.scan import scan_shards
 from edgetl.errors import ConfigError, DataError, ImageError
+from tests.command import edgetl
 from tests.data.conftest import fill, noise_image
 
 RULE = SplitRule(seed=0, val=0.25, test=0.25)
@@ -233,3 +234,8 @@ def test_shards_that_do_not_fit_their_index_are_errors(tmp_path: Path) -> None:
 def test_a_range_of_a_missing_archive_is_an_image_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"a\.png"):
         read_image_file(tmp_path / "a.tar" / "512+20" / "a.png")
+
+
+def test_options_of_shards_are_refused_for_a_transport_file(tmp_path: Path) -> None:
+    done = edgetl("pack", fill(tmp_path / "pets", "dog", "cat"), "--out", tmp_path / "a.edgetl", "--images-per-shard", 5)
+    assert done.returncode == ConfigError.exit_code and "--images-per-shard: only for a folder of images" in " ".join(done.stderr.split())

@@ -22,9 +22,10 @@ from edgetl.data.folder import scan
 from edgetl.data.packing.shards import pack_shards
 from edgetl.data.shards.index import SplitRule
 from edgetl.data.shards.scan import scan_shards
-from edgetl.errors import ConfigError, DataError, StoppedError
+from edgetl.errors import ConfigError, DataError, MissingExtraError, StoppedError
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.config.options import TrainConfig
+from edgetl.train.config.sharding import conflicts
 from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
 from edgetl.train.heads.linear import fit_penalized, spread
 from edgetl.train.heads.modules import LabeledFeatures
@@ -35,6 +36,8 @@ from edgetl.train.inputs.shards.order import make_order
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colors
+
+pytest.importorskip("webdataset")
 
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet",
@@ -203,6 +206,12 @@ def test_options_that_need_all_images_are_refused_together(shards: Path, tmp_pat
     config = _config(strategy="compare", balance="sampler", exclude=("*.png",))
     with pytest.raises(ConfigError, match=r"--strategy compare, --balance sampler, --exclude: not supported with shards"):
         train(shards, config, tmp_path / "run")
+
+
+def test_a_missing_library_is_reported_before_the_scan(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conflicts, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"webdataset is not installed. A training on a folder of images does not need it"):
+        train(shards, _config(), tmp_path / "run")
 
 
 @pytest.mark.slow
