@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -10,6 +11,14 @@ Result = TypeVar("Result")
 
 # Attempts after the first one, for a task whose process ends without a result.
 RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Error of a task. ``kind`` is the class of an ``EdgetlError``; empty for another exception, whose traceback is the message."""
+
+    kind: str
+    message: str
 
 
 class Executor(Protocol):

@@ -12,22 +12,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from edgetl.core.system.child_process import child_command, child_environment
 from edgetl.errors import EdgetlError, EngineError, error_of
-from edgetl.executors.executor import RETRIES, Item, Result
+from edgetl.executors.executor import RETRIES, Failure, Item, Result
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Error of a task. ``kind`` is the class of an ``EdgetlError``; empty for another exception, whose traceback is the message."""
-
-    kind: str
-    message: str
 
 
 class Local:
@@ -65,7 +56,7 @@ class Local:
             reply, code = children.run(question)
             if reply:
                 outcome = pickle.loads(reply)  # noqa: S301  # our own child wrote it
-                if not isinstance(outcome, _Failure):
+                if not isinstance(outcome, Failure):
                     return outcome  # type: ignore[no-any-return]
                 if outcome.kind:
                     raise error_of(outcome.kind, outcome.message)
@@ -139,9 +130,9 @@ def run_child() -> None:
     try:
         outcome = function(item)
     except EdgetlError as error:
-        outcome = _Failure(type(error).__name__, str(error))
+        outcome = Failure(type(error).__name__, str(error))
     except Exception:  # noqa: BLE001  # reported by the parent
-        outcome = _Failure("", traceback.format_exc())
+        outcome = Failure("", traceback.format_exc())
     reply = pickle.dumps(outcome)
     finished.set()  # the parent closes the input as soon as it has the reply
     replies.write(reply)

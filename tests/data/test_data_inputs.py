@@ -13,7 +13,7 @@ from edgetl.data.inputs import tar_shards
 from edgetl.data.inputs.blocks import BLOCK, Place, Shard, ShardInput, parse_shard, units
 from edgetl.data.inputs.item import Item
 from edgetl.data.inputs.parquet_files import read_parquet
-from edgetl.data.inputs.sources import Source, expand_braces, find_sources, input_digest
+from edgetl.data.inputs.sources import Source, expand_braces, expand_wildcards, find_sources, input_digest
 from edgetl.data.inputs.tar_shards import read_tar
 from edgetl.errors import ConfigError, DataError
 from tests.data.shards import add_file, colored, write_shard, write_shards
@@ -47,6 +47,16 @@ def test_brace_patterns_are_expanded_as_in_a_shell(pattern: str, values: list[st
 def test_a_file_with_braces_in_its_name_is_not_expanded(tmp_path: Path) -> None:
     (tmp_path / "{1,2}.png").write_bytes(colored(1))
     assert [source.path.name for source in find_sources([str(tmp_path / "{1,2}.png")])] == ["{1,2}.png"]
+
+
+def test_wildcards_stand_for_the_files_that_match(tmp_path: Path) -> None:
+    for name in ("b[1].tar", "b[2].tar", "c.tar"):
+        (tmp_path / name).touch()
+    assert expand_wildcards(f"{tmp_path}/b[?].tar") == [f"{tmp_path}/b[1].tar", f"{tmp_path}/b[2].tar"]
+    assert expand_wildcards(f"{tmp_path}/*.tar")[-1] == f"{tmp_path}/c.tar"
+    assert expand_wildcards(f"{tmp_path}/*.parquet") == [f"{tmp_path}/*.parquet"]
+    (tmp_path / "odd*name.tar").touch()
+    assert expand_wildcards(f"{tmp_path}/odd*name.tar") == [f"{tmp_path}/odd*name.tar"]
 
 
 def test_a_pattern_with_too_many_files_is_an_error() -> None:

@@ -16,6 +16,21 @@ from tests.docs.pages import ROOT
 
 SLURM = ROOT / "packaging/slurm/predict.sbatch"
 KUBERNETES = ROOT / "packaging/kubernetes/predict-job.yaml"
+RAY = ROOT / "packaging/kubernetes/predict-rayjob.yaml"
+# Fields of RayJobSpec, RayClusterSpec, HeadGroupSpec and WorkerGroupSpec (ray.io/v1) of KubeRay 1.4.
+_RAY_JOB = {
+    *"activeDeadlineSeconds backoffLimit clusterSelector deletionPolicy entrypoint entrypointNumCpus entrypointNumGpus jobId".split(),
+    *"entrypointResources managedBy metadata rayClusterSpec runtimeEnvYAML shutdownAfterJobFinishes submissionMode".split(),
+    *"submitterConfig submitterPodTemplate suspend ttlSecondsAfterFinished".split(),
+}
+_RAY_CLUSTER = {
+    *"autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec headServiceAnnotations managedBy".split(),
+    *"rayVersion suspend workerGroupSpecs".split(),
+}
+_RAY_HEAD = set("enableIngress headService rayStartParams serviceType template".split())
+_RAY_WORKERS = {
+    *"groupName idleTimeoutSeconds maxReplicas minReplicas numOfHosts rayStartParams replicas scaleStrategy suspend template".split()
+}
 # Fields of JobSpec (batch/v1) and PodSpec (v1) of Kubernetes 1.33.
 _JOB = {
     *"activeDeadlineSeconds backoffLimit backoffLimitPerIndex completionMode completions managedBy manualSelector maxFailedIndexes".split(),
@@ -78,3 +93,26 @@ def test_the_kubernetes_job_is_an_indexed_job_with_known_fields() -> None:
     assert container["command"][:2] == ["sh", "-c"] and '--shard "$JOB_COMPLETION_INDEX/$SHARDS"' in script
     assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0
     _options_exist(script)
+
+
+def test_the_ray_job_has_known_fields_and_a_valid_entrypoint(tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    (job,) = yaml.safe_load_all(RAY.read_text("utf-8"))
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
+    assert spec.keys() <= _RAY_JOB and cluster.keys() <= _RAY_CLUSTER and cluster["headGroupSpec"].keys() <= _RAY_HEAD
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers.keys() <= _RAY_WORKERS and workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in (cluster["headGroupSpec"], workers):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container.keys() <= _CONTAINER
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    _options_exist(spec["entrypoint"].split(";")[0])
+    for code, expected in ((5, 0), (3, 3)):
+        stand_in = tmp_path / "edgetl"
+        stand_in.write_text(f"#!/bin/sh\nexit {code}\n")
+        stand_in.chmod(0o755)
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        assert subprocess.run(["sh", "-c", spec["entrypoint"]], check=False, env=environment).returncode == expected

@@ -48,7 +48,7 @@ def find_sources(inputs: Sequence[str]) -> tuple[Source, ...]:
 
     Args:
         inputs: image files, folders of images, tar shards (``.tar``), Parquet files (``.parquet``), lists of such paths (``.txt``, one per
-            line, relative to the current folder), and brace patterns such as ``shards/{0000..0063}.tar``.
+            line, relative to the current folder), and patterns such as ``shards/{0000..0063}.tar`` and ``shards/*.tar``.
 
     Raises:
         DataError: a shard, folder or list cannot be read, or there are no files.
@@ -56,7 +56,7 @@ def find_sources(inputs: Sequence[str]) -> tuple[Source, ...]:
     found: dict[str, Source] = {}
     count = 0
     for text in inputs:
-        for path in expand_braces(text):
+        for path in (match for expanded in expand_braces(text) for match in expand_wildcards(expanded)):
             for source in _sources_of(Path(path)):
                 found[source.name] = source
                 count += 1
@@ -90,6 +90,14 @@ def expand_braces(text: str) -> list[str]:
                 raise DataError(f"{text} stands for more than {MAX_EXPANDED:,} files. Give several patterns, or a .txt list.")
             return [f"{text[: found.start()]}{value}{ending}" for value in values for ending in endings]
     return [text]
+
+
+def expand_wildcards(text: str) -> list[str]:
+    """Expand ``*`` and ``?`` in the file name as a shell does, sorted. A path without matches stays, and is reported as missing."""
+    path = Path(text)
+    if path.exists() or not {"*", "?"} & set(path.name):
+        return [text]
+    return sorted(map(str, path.parent.glob(path.name.replace("[", "[[]")))) or [text]
 
 
 def _values(inner: str) -> list[str] | None:

@@ -11,6 +11,7 @@ import typer
 from pydantic import Field
 from rich.markup import escape
 
+from edgetl.cli.executors import LOCAL, executor_on
 from edgetl.cli.options import build, given, options_of, part
 from edgetl.cli.session import Interrupted, JsonOption, VerboseOption, err, out, print_json, working
 from edgetl.core.config import StrictModel
@@ -24,7 +25,6 @@ from edgetl.core.system.host import available_cores
 from edgetl.data.inputs.blocks import Shard, parse_shard
 from edgetl.data.listing import find_images
 from edgetl.errors import ConfigError, ImageError
-from edgetl.executors.local import Local
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.scoring.config import MANY_IMAGES, ScoringConfig, ScoringModel
 from edgetl.scoring.job import ScoringReport, score
@@ -76,8 +76,19 @@ class ManyConfig(StrictModel):
     shard: str | None = option_field(
         None, "Shard to predict, such as 0/64: I from 0 to N - 1. Start one command for each I.", panel=MANY_IMAGES, metavar="I/N"
     )
-    processes: int | None = option_field(
-        None, "Predict all shards on this host, with this number of processes and shards. Default: 1.", panel=MANY_IMAGES, ge=1
+    processes: int | None = option_field(None, "Predict all shards on this host, with this number of processes.", panel=MANY_IMAGES, ge=1)
+    on: str = option_field(
+        LOCAL,
+        "Executor of all shards. ray: on this host. ray:HOST:PORT: on a Ray cluster whose hosts have the same file system; needs the extra "
+        "`ray`.",
+        panel=MANY_IMAGES,
+        metavar="local|ray[:ADDRESS]",
+    )
+    shards: int | None = option_field(
+        None,
+        "Number of shards of --processes or --on ray. Default: --processes. For a cluster, four times its number of CPUs is typical.",
+        panel=MANY_IMAGES,
+        ge=1,
     )
 
 
@@ -104,19 +115,21 @@ def predict_command(
         if config.heat_maps is not None:
             raise ConfigError("--heat-maps cannot be combined with --out. Remove one of them.")
         shard, processes = _division(many)
+        executor = executor_on(many.on, processes) if shard.count > 1 and many.shard is None else None
         with working(json_output=json_output, verbose=verbose) as progress:
-            threads = config.threads or max(1, available_cores() // processes)
+            threads = config.threads or (1 if many.on != LOCAL else max(1, available_cores() // processes))
             model = ScoringModel(bundle=bundle, variant=config.variant, tuning=config.tuning, trial=config.trial)
             task = PartTask(model, tuple(map(str, images)), many.out, shard, build(ScoringConfig, **table), threads)
             try:
-                report = score(task, executor=Local(processes) if processes > 1 else None, progress=progress)
+                report = score(task, executor=executor, progress=progress)
             except Interrupted as stopped:
                 stopped.saved = "The finished rows are saved. Repeat the command to continue."
                 raise
         print_json(report) if json_output else _show_report(report)
         failed = report.counts.errors
     else:
-        if unused := [name for name in ("shard", "processes") if getattr(many, name) is not None] + list(table):
+        divided = [name for name in ("shard", "processes", "on", "shards") if name in many.model_fields_set]
+        if unused := divided + list(table):
             raise ConfigError(f"--{unused[0].replace('_', '-')} needs --out DIR, the folder of the predictions.")
         failed = _predict_and_print(bundle, images, config, json_output=json_output, verbose=verbose)
     if failed:
@@ -124,17 +137,22 @@ def predict_command(
 
 
 def _division(many: ManyConfig) -> tuple[Shard, int]:
-    """Return the shard, and the number of processes on this host.
+    """Return the shard, or the first one of all shards, and the number of processes on this host.
 
     Raises:
-        ConfigError: ``--shard`` is not I/N, or is combined with ``--processes``.
+        ConfigError: ``--shard`` is not I/N; options contradict each other; or ``--shards`` is missing.
     """
-    if many.shard is None:
-        processes = many.processes or 1
-        return Shard(0, processes), processes
-    if many.processes is not None:
-        raise ConfigError("--shard predicts one shard, and --processes predicts all of them. Give one of them.")
-    return parse_shard(many.shard), 1
+    if many.shard is not None:
+        if many.processes is not None or many.shards is not None or many.on != LOCAL:
+            raise ConfigError("--shard predicts one shard; --processes, --shards and --on predict all of them. Give one of them.")
+        return parse_shard(many.shard), 1
+    if many.on != LOCAL:
+        if many.processes is not None:
+            raise ConfigError("--processes is the number of processes on this host, but --on ray uses the CPUs of the cluster. Remove it.")
+        if many.shards is None:
+            raise ConfigError("--on ray needs --shards N, the number of tasks. Four times the number of CPUs of the cluster is typical.")
+    processes = many.processes or 1
+    return Shard(0, many.shards or processes), processes
 
 
 def _show_report(report: ScoringReport) -> None:

@@ -1,0 +1,105 @@
+"""Executor on a Ray cluster (Ray core): one task of one CPU for each item, on any host of the cluster. Only this module imports ray."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from edgetl.errors import ConfigError, EdgetlError, EngineError, MissingExtraError, error_of, first_line
+from edgetl.executors.executor import RETRIES, Failure, Item, Result
+
+# Interval between two readings of the cluster's size, seconds.
+_POLL_S = 1.0
+
+
+class Ray:
+    """Executor on a Ray cluster (see ``Executor``). One CPU of the cluster is left free for the driver.
+
+    A task whose host or process fails is run again, on another host if there is one. A task runs in the working directory of the driver:
+    all hosts share a file system, and have the same version of edgetl. Usage statistics and the dashboard of Ray are off.
+
+    Args:
+        address: address of the cluster's head, ``HOST:PORT``; none starts Ray on this host for the duration of ``map``.
+        retries: attempts after the first one.
+    """
+
+    def __init__(self, address: str | None = None, *, retries: int = RETRIES) -> None:
+        self._address, self._retries = address, retries
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
+        """Yield the results in the order of the items. Arguments and errors as in ``Executor.map``.
+
+        Raises:
+            ConfigError: the cluster cannot be reached.
+            MissingExtraError: ray is not installed.
+        """
+        with _connected(self._address) as ray:
+            options = {"num_cpus": 1, "max_retries": self._retries, "retry_exceptions": True, "scheduling_strategy": "SPREAD"}
+            run = ray.remote(**options)(_outcome)
+            waiting = deque(range(len(items)))
+            running: dict[Any, int] = {}
+            results: dict[int, Any] = {}
+            for index in range(len(items)):
+                while index not in results:
+                    # Hosts join and fail meanwhile.
+                    while waiting and len(running) < max(1, int(ray.cluster_resources().get("CPU", 0)) - 1):
+                        place = waiting.popleft()
+                        running[run.remote(function, items[place], str(Path.cwd()))] = place
+                    finished, _ = ray.wait(list(running), timeout=_POLL_S)
+                    results |= {running.pop(reference): self._result(ray, reference) for reference in finished}
+                yield results.pop(index)
+
+    def _result(self, ray: Any, reference: Any) -> Any:
+        try:
+            outcome = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            raise EngineError(
+                f"a task failed {self._retries + 1} times on the Ray cluster: {first_line(error)} Look at the logs of the cluster."
+            ) from error
+        if isinstance(outcome, Failure):
+            raise error_of(outcome.kind, outcome.message)
+        return outcome
+
+
+def _outcome(function: Callable[[Any], Any], item: Any, folder: str) -> Any:
+    """Run a task on a worker, in the working directory of the driver."""
+    os.chdir(folder)
+    try:
+        return function(item)
+    except EdgetlError as error:
+        return Failure(type(error).__name__, str(error))
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Connect to a cluster, or start Ray on this host. Yield the module ``ray``. At the end, running tasks are stopped.
+
+    Raises:
+        ConfigError: the cluster cannot be reached.
+        MissingExtraError: ray is not installed.
+    """
+    if find_spec("ray") is None:
+        raise MissingExtraError("ray", "ray")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray = importlib.import_module("ray")
+    options = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"the Ray cluster at {address} cannot be reached: {first_line(error)} Start it with ray start --head, and give the address of "
+            f"its head: --on ray:10.0.0.1:6379."
+        ) from error
+    try:
+        # Ray prints messages about failed hosts on the standard output, which has the result.
+        with redirect_stdout(sys.stderr):
+            yield ray
+    finally:
+        ray.shutdown()
