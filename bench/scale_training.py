@@ -5,7 +5,7 @@
 
 - ``accuracy``: test accuracy of shards and of a folder with the same images and splits, for each strategy and seed.
 - ``memory``: peak resident memory of a training from a tenth of the shards and from all of them. Use 100 shards or more: below 200
-  images torch computes the features instead of OpenVINO, and up to 7,000 images the number of listed images grows.
+  images torch computes the features instead of OpenVINO, and up to 33,000 images the number of listed images grows.
 - ``resume``: a training is killed (SIGKILL) at random moments and resumed, and its weights are compared with an undisturbed one.
 - ``processes``: weights after a training with two processes and with one, with the same batches.
 """
