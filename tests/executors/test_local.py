@@ -35,11 +35,10 @@ def test_a_task_that_always_crashes_is_an_error_after_three_attempts() -> None:
 
 
 def test_a_mistake_of_the_user_is_not_tried_again_and_stops_the_other_tasks(tmp_path: Path) -> None:
-    started = time.monotonic()
     with pytest.raises(DataError, match="there is no such folder"):
         list(Local(2).map(_either, [tmp_path / "slow", tmp_path / "bad"]))
     assert (tmp_path / "bad").read_text() == "call\n"
-    assert time.monotonic() - started < 50 and not (tmp_path / "slow").exists()
+    assert not (tmp_path / "slow").exists()
 
 
 def _either(place: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.cli.executors import executor_on
 from edgetl.errors import ConfigError, DataError, MissingExtraError
 from edgetl.executors import on_ray
+from edgetl.executors.choice import executor_on
 from tests.command import edgetl
 from tests.data.shards import write_shards
 from tests.device.bundles import write_bundle

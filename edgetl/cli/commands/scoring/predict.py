@@ -11,7 +11,6 @@ import typer
 from pydantic import Field
 from rich.markup import escape
 
-from edgetl.cli.executors import LOCAL, executor_on
 from edgetl.cli.options import build, given, options_of, part
 from edgetl.cli.session import Interrupted, JsonOption, VerboseOption, err, out, print_json, working
 from edgetl.core.config import StrictModel
@@ -25,6 +24,7 @@ from edgetl.core.system.host import available_cores
 from edgetl.data.inputs.blocks import Shard, parse_shard
 from edgetl.data.listing import find_images
 from edgetl.errors import ConfigError, ImageError
+from edgetl.executors.choice import LOCAL, executor_on
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.scoring.config import MANY_IMAGES, ScoringConfig, ScoringModel
 from edgetl.scoring.job import ScoringReport, score

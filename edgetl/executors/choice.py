@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgetl.errors import ConfigError
 from edgetl.executors.executor import Executor
 from edgetl.executors.local import Local
+from edgetl.executors.on_ray import Ray
 
 LOCAL, RAY = "local", "ray"
 
@@ -23,7 +24,5 @@ def executor_on(on: str, processes: int) -> Executor:
     if on == LOCAL:
         return Local(processes)
     if name == RAY:
-        from edgetl.executors.on_ray import Ray
-
         return Ray(address or None)
     raise ConfigError(f"--on {on}: no such executor. Use local, ray, or ray:HOST:PORT with the address of a cluster.")
