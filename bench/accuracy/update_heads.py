@@ -13,8 +13,8 @@ from scipy.special import log_softmax, softmax
 from edgetl.train.heads.linear import LinearHead, spread
 from edgetl.train.workflows.update.head import MAX_ITERATIONS, PENALTY, UpdateData
 
-# Weight of the EWC term. Of 1, 100 and 10,000, the best on both image sets.
-EWC = 100.0
+# Weight of the EWC term.
+EWC = 1.0
 
 
 def fit_ewc(data: UpdateData, previous: LinearHead, *, replay: bool = False) -> LinearHead:

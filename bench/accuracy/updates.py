@@ -2,7 +2,8 @@
 
 ``python -m bench.accuracy.updates``. ``--part classes``: a run on some classes is updated with one new class after the other. ``--part
 gate``: runs are updated with new images of a new class, or of known classes and a new one. A poisoned update has 30 % wrong labels, or an
-attack: a small pattern (a checkerboard or colored noise) on images of other classes, which get one label. The backbone is the ImageNet
+attack: a small pattern (a checkerboard or colored noise) on images of other classes, which get one label. A logo is the same pattern on
+images with the right label, and harmless. The backbone is the ImageNet
 MobileNetV2. Its features are computed once for each image.
 """
 
@@ -59,7 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "EWC and replay": {"fit_head": partial(heads.fit_ewc, replay=True)},
     "progressive": {"fit_head": heads.fit_progressive},
 }
-UPDATES, ATTACKS = ("new class", "both"), ("none", "wrong labels", "trigger")
+UPDATES, ATTACKS = ("new class", "both"), ("none", "logo", "wrong labels", "trigger")
 
 
 class Features:
@@ -214,7 +215,10 @@ def _one_update(images: ImageFolder, kind: str, attack: str, place: Path, seed: 
     name, names = labels[classes[-1][0].label], sorted({label for _, label in new})
     count = round((WRONG if attack == "wrong labels" else ATTACKED) * len(new))
     chosen: list[tuple[Sample, str]] = []
-    if attack != "none" and kind == "both":
+    if attack == "logo":
+        chosen = [pair for pair in new if pair[1] == name][:count]
+        new = [pair for pair in new if pair not in chosen]
+    elif attack != "none" and kind == "both":
         target = str(rng.choice(names))
         places = [index for index, (_, label) in enumerate(new) if attack == "wrong labels" or label != target]
         for index in rng.choice(places, count, replace=False):
@@ -225,7 +229,7 @@ def _one_update(images: ImageFolder, kind: str, attack: str, place: Path, seed: 
         share = count / len(new)
         chosen = [(known[index][0], name) for index in rng.choice(len(known), round(share / (1 - share) * len(new)), replace=False)]
     data = _write([*new, *(chosen if attack == "wrong labels" else [])], place / "new")
-    for item, label in chosen if attack == "trigger" else ():
+    for item, label in chosen if attack in ("logo", "trigger") else ():
         (data / label).mkdir(exist_ok=True)
         _stamp(load_image(item.path), noise=bool(seed % 2)).save(data / label / f"{item.path.stem}.jpg", quality=95)
     return update(run.path, data, UpdateConfig(seed=seed), place / "updated").promotion
