@@ -185,6 +185,7 @@ def resume(given: argparse.Namespace) -> None:
     for strategy in (("--strategy", "probe"), (*FINE_TUNING, "--checkpoint-s", "1")):
         started = time.monotonic()
         source, whole, out = pattern(given, given.shards), given.work / "whole", given.work / "killed"
+        shutil.rmtree(out, ignore_errors=True)  # of the other strategy: --resume does not replace it
         train(source, whole, *strategy)
         seconds, kills, options = time.monotonic() - started, 0, ["--overwrite"]
         while True:
