@@ -2,7 +2,7 @@
 
 ``python -m bench.accuracy.pretraining --methods distillation,simsiam,dino``. The training images of a set continue the pretraining of a
 backbone, without their labels. A linear probe before and after it is fitted on 20 images of each class and on all training images, and
-tested on the other quarter of the images. ``edgetl`` offers none of these methods. The losses and views of the self-supervised ones
+tested on the other quarter of the images. ``edgetl distill`` is the distillation. The losses and views of the self-supervised ones
 are those of lightly, which ``pip install lightly`` adds to the environment.
 """
 

@@ -51,6 +51,7 @@ COMMANDS = {
         update.update_command,
         models.rank_command,
         models.models_command,
+        models.distill_command,
         runs.calibrate_command,
         runs.prune_command,
     ),

@@ -151,6 +151,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Run every step on handwritten digits", "edgetl demo"),
         ("Write the results to another folder", "edgetl demo --out digits_demo"),
     ),
+    "distill": (
+        ("Train the embedded backbone on unlabeled images", "edgetl distill images --teacher mobilenetv2_100 --out distilled"),
+        ("Use the result", "edgetl train photos --backbone local-dir:distilled --out run"),
+    ),
     "pretrain": (
         ("Reproduce the embedded backbone", "edgetl pretrain models/edgetl_small.toml --out pretrained"),
         ("Use images of a local folder", "edgetl pretrain models/edgetl_small.toml --out pretrained --data images"),

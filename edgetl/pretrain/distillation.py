@@ -25,7 +25,6 @@ from edgetl.train.inputs.features import choose_engine
 from edgetl.train.networks.backbone import feature_extractor, find_head
 from edgetl.train.networks.distillation import distillation_loss
 
-WARM_UP_FRACTION = 0.05
 # Number of batches over which the mean and the principal components of the teacher's features are measured.
 STATISTICS_STEPS = 24
 COMPONENTS = 256
@@ -218,6 +217,10 @@ class Distillation(nn.Module):
             logits = F.linear(target, head.weight.to(target.device), head.bias.to(target.device))
             total = total + losses.logits * distillation_loss(self.logit_head(features), logits)
         return total
+
+    def average(self, step: int) -> None:
+        """Update the moving average of the student's weights after step ``step``."""
+        self.ema.update(self.student, step=step)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW, without weight decay for normalization layers and biases."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import safetensors.torch
 import timm
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from edgetl.core.bundle import pack_prefixes
@@ -25,24 +22,18 @@ from edgetl.core.output.folders import locked_folder
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
 from edgetl.core.system.host import fingerprint, versions
-from edgetl.errors import BackboneError, ConfigError, TrainingError, first_line
+from edgetl.errors import BackboneError, ConfigError, first_line
 from edgetl.pretrain.compression import Coordinates, compress
-from edgetl.pretrain.distillation import WARM_UP_FRACTION, Distillation, TeacherFeatures, TeacherNetwork, load_teacher
+from edgetl.pretrain.distillation import Distillation, TeacherFeatures, TeacherNetwork, load_teacher
 from edgetl.pretrain.images import Pool, Views, count_labels, load_pools
+from edgetl.pretrain.loop import CHECKPOINT_NAME, CHECKPOINT_STEPS, Checkpoint, Descent, descend
 from edgetl.pretrain.recipe import TEACHER, Recipe
 from edgetl.train.artifacts.loading.catalogue import HASHES_SUFFIX, Pretrained, Teacher, UsedImages
 from edgetl.train.artifacts.loading.weights import load_weights
 from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.inputs.dataset import default_workers
-from edgetl.train.inputs.samplers import draw_seed
-from edgetl.train.loop.checkpoints import optimizer_tensors, restore_optimizer
-from edgetl.train.loop.optimizer import warm_cosine
-from edgetl.train.loop.processes import launch
 from edgetl.train.networks.backbone import count_macs
 
-CHECKPOINT_NAME = "checkpoint.safetensors"
-CHECKPOINT_STEPS = 250
-CLIP_NORM = 5.0
 # Number of batches for the compression of the teacher.
 COMPRESSION_STEPS = 3
 # Running means and variances fit the range of half precision. The batch counter is dropped, because a trained network does not use it.
@@ -106,42 +97,15 @@ def _pretrain(recipe: Recipe, folders: Folders, device: str, checkpoint_steps: i
     module = _build(recipe, pools, teacher, views := Views(recipe, pools), folders.recipes, device)
     start = folders.recipes / recipe.start if recipe.start and recipe.start != TEACHER else None
     origin = Origin(teacher.origin if teacher else None, pools, sha256_of(start) if start else None)
-    checkpoint = _Checkpoint(folders.out / CHECKPOINT_NAME, module, checkpoint_steps, identity=origin.identity(recipe))
+    path, identity = folders.out / CHECKPOINT_NAME, origin.identity(recipe)
+    checkpoint = Checkpoint(path, module, checkpoint_steps, identity=identity, inputs="recipe, teacher or images")
     first = checkpoint.restore()
     batches = DataLoader(views, batch_size=None, sampler=range(first, recipe.steps), num_workers=min(4, default_workers()))
-    _train(module, batches, checkpoint, device, progress)
+    descent = Descent(module, module.make_optimizer(), recipe.steps, recipe.seed, f"the recipe's lr (now {recipe.lr:g})", module.average)
+    descend(descent, batches, checkpoint, device, progress)
     result = _publish(recipe, module.ema.module, folders.out, origin, time.monotonic() - started + checkpoint.seconds_before)
     checkpoint.path.unlink(missing_ok=True)
     return result
-
-
-def _train(
-    module: Distillation, batches: Iterable[Sequence[torch.Tensor]], checkpoint: _Checkpoint, device: str, progress: Progress
-) -> None:
-    """Train by gradient descent from the step of the checkpoint.
-
-    Raises:
-        TrainingError: the loss became infinite or not a number.
-    """
-    recipe, fabric, first = module.recipe, launch(device), checkpoint.first
-    optimizer = module.make_optimizer()
-    schedule = LambdaLR(optimizer, lambda step: warm_cosine(first + step, recipe.steps, WARM_UP_FRACTION))
-    model, optimizer = fabric.setup(module, optimizer)
-    restore_optimizer(optimizer, checkpoint.moments)
-    for step, batch in enumerate(batches, first + 1):
-        torch.manual_seed(draw_seed(recipe.seed, step - 1))  # for networks with stochastic depth
-        loss = model(*fabric.to_device(tuple(batch)))
-        fabric.backward(loss)
-        fabric.clip_gradients(model, optimizer, max_norm=CLIP_NORM, error_if_nonfinite=False)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        module.ema.update(module.student, step=step)
-        if not math.isfinite(float(loss.detach())):
-            raise TrainingError(f"the loss became {float(loss.detach())} at step {step}. Lower the recipe's lr (now {recipe.lr:g}).")
-        if step % checkpoint.every == 0 and step < recipe.steps:
-            checkpoint.save(optimizer, step)
-        progress("pretraining", step, recipe.steps)
 
 
 def _check_own(out: Path, name: str) -> None:
@@ -201,51 +165,6 @@ def _build(recipe: Recipe, pools: list[Pool], teacher: TeacherNetwork | None, vi
         load_weights(student, None, recipes / recipe.start, architecture=recipe.architecture)
     features = TeacherFeatures(teacher, coordinates if recipe.losses.maps else [], recipe.side, device) if teacher else None
     return Distillation(recipe, student, features, views, labels=count_labels(pools))
-
-
-class _Checkpoint:
-    """Checkpoint in safetensors format: networks, EMA, and moments of the optimizer."""
-
-    def __init__(self, path: Path, module: Distillation, every: int, *, identity: str) -> None:
-        self.path = path
-        self.identity = identity
-        self.module = module
-        self.every = every
-        self.first = 0
-        self.seconds_before = 0.0
-        self.moments: dict[str, torch.Tensor] = {}
-        self._started = time.monotonic()
-
-    def restore(self) -> int:
-        """Load the checkpoint, if it exists, and return the step to continue with.
-
-        Raises:
-            ConfigError: the checkpoint cannot be read, or belongs to another recipe.
-        """
-        if not self.path.is_file():
-            return 0
-        try:
-            with safetensors.safe_open(self.path, "pt") as file:
-                facts = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ConfigError(f"{self.path} cannot be read: {first_line(error)} Delete it to start again.") from error
-        if facts.get("identity") != self.identity:
-            raise ConfigError(
-                f"{self.path} belongs to another recipe, teacher or images, or these changed. Choose another --out, or delete the file."
-            )
-        self.moments = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
-        self.module.load_state_dict({key: value for key, value in tensors.items() if key not in self.moments})
-        self.first, self.seconds_before = int(facts["step"]), float(facts["seconds"])
-        return self.first
-
-    def save(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Write the state after step ``step``."""
-        known = {**self.module.state_dict(), **optimizer_tensors(optimizer)}
-        tensors = {key: value.detach().cpu().contiguous() for key, value in known.items()}
-        seconds = self.seconds_before + time.monotonic() - self._started
-        facts = {"identity": self.identity, "step": str(step), "seconds": f"{seconds:.1f}"}
-        write_bytes(self.path, safetensors.torch.save(tensors, facts))
 
 
 def _used(pool: Pool) -> UsedImages:

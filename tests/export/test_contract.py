@@ -79,6 +79,7 @@ def test_an_unmet_contract_is_an_error_that_names_the_limit(run: Run, tmp_path: 
     assert all(row.offer is not None and "(limit" in row.reason for row in rows)
 
 
+@pytest.mark.slow
 def test_every_attempted_variant_has_a_row_and_rejected_ones_keep_their_record(run: Run, bundle: Bundle, tmp_path: Path) -> None:
     sizes = {item.name: item.size_bytes / 1e6 for item in bundle.manifest.variants}
     config = CONFIG.model_copy(update={"formats": ("onnx",), "explain": True})
@@ -291,6 +292,7 @@ def _fit_config(contract: Contract) -> FitConfig:
     )
 
 
+@pytest.mark.slow
 def test_fit_trains_and_exports_a_backbone_that_meets_the_contract(colors: Path, tmp_path: Path) -> None:
     fitted = fit(colors, _fit_config(Contract(max_size_mb=4, max_latency_ms=1000)), tmp_path / "fit")
     assert {path.name for path in (tmp_path / "fit").iterdir()} == {"run", "bundle", "fit.json"}

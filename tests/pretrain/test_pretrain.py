@@ -21,7 +21,8 @@ from PIL import Image
 from edgetl.errors import BackboneError, ConfigError, DataError, StorageError
 from edgetl.pretrain.fractals import draw_fractals
 from edgetl.pretrain.images import Views, count_labels, load_pools
-from edgetl.pretrain.pretrain import CHECKPOINT_NAME, Folders, pretrain
+from edgetl.pretrain.loop import CHECKPOINT_NAME
+from edgetl.pretrain.pretrain import Folders, pretrain
 from edgetl.pretrain.recipe import ImageSource, Losses, Recipe, read_recipe
 from edgetl.train.artifacts.loading.catalogue import Pretrained
 from tests.conftest import write_colors

@@ -166,6 +166,7 @@ def _interrupt(stage: str, at: int) -> Any:
     return progress
 
 
+@pytest.mark.slow
 def test_a_stopped_fine_tuning_on_shards_has_the_weights_of_an_uninterrupted_one(shards: Path, tmp_path: Path) -> None:
     config = _config(strategy="full")
     train(shards, config, tmp_path / "whole")

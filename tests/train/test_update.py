@@ -132,6 +132,7 @@ def test_update_with_wrong_labels_is_rejected_and_writes_nothing(field: Field, t
     assert not (tmp_path / "run2").exists()
 
 
+@pytest.mark.slow
 def test_update_of_a_cross_validated_run_compares_a_quarter_of_its_images(field: Field, tmp_path: Path) -> None:
     old = field.new.parent / "old"
     run = train(old, TrainConfig.from_options(strategy="probe", augmented_views=1, test=0.0), tmp_path / "run")

@@ -9,7 +9,7 @@ import typer
 from pydantic import Field
 from rich.markup import escape
 
-from edgetl.cli.options import build, given, need_extra, options_of
+from edgetl.cli.options import build, given, need_extra, options_of, part
 from edgetl.cli.session import JsonOption, VerboseOption, out, print_json, print_notes, working
 from edgetl.cli.tables import facts_grid, plain_table
 from edgetl.core.config import StrictModel
@@ -17,11 +17,14 @@ from edgetl.core.licenses import Policy
 from edgetl.core.output.folders import check_chart
 from edgetl.data.folder import check_folder
 from edgetl.errors import ConfigError
+from edgetl.pretrain.options import DistillConfig
+from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import check_file
 from edgetl.train.config.ranking import RankConfig
 from edgetl.train.config.weights_dir import check_weights_dir
 
 if TYPE_CHECKING:
+    from edgetl.train.artifacts.distilled import DistillationRecord
     from edgetl.train.artifacts.loading.catalogue import Catalogue, Listed, Pretrained
     from edgetl.train.config.ranking import Ranking
 # Width of the columns beside the names, in characters.
@@ -142,6 +145,33 @@ def pretrain_command(
     print_json(record) if json_output else _show_pretrained(record, out_)
 
 
+@options_of(TrainConfig, only=("backbone", "weights", "weights_dir", "device", "seed", "workers"))
+@options_of(DistillConfig)
+def distill_command(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder of images. Folders in it have no meaning, and labels are not used.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Folder to write: a backbone in timm's format.")],
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+    **options: Any,
+) -> None:
+    """Distill a larger network into a backbone on unlabeled images of your domain.
+
+    The backbone learns to predict the features of the teacher. After an interruption, the same command resumes from the last checkpoint.
+    """
+    need_extra("train")
+    own = build(DistillConfig, **given(DistillConfig, context, part(DistillConfig, options)))
+    config = build(TrainConfig, **given(TrainConfig, context, part(TrainConfig, options)))
+    check_folder(data, holds="images, in any arrangement")
+    if config.backbone.weights_dir:
+        check_weights_dir(Path(config.backbone.weights_dir))
+    with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.pretrain.unlabeled import distill_unlabeled
+
+        record = distill_unlabeled(data, out_, config, own, progress=progress)
+    print_json(record) if json_output else _show_distilled(record, out_)
+
+
 def _show_catalogue(catalogue: Catalogue) -> None:
     if not catalogue.backbones:
         raise ConfigError("no backbone fits these options. Raise --max-params or --max-macs, or remove --license or --offline.")
@@ -214,6 +244,22 @@ def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
     if plot is not None:
         out.print(f"chart written to {escape(str(plot))}", soft_wrap=True)
     out.print(f"next: edgetl train {escape(ranking.data)} --out RUN --backbone {escape(ranking.ranked[0].name)}", soft_wrap=True)
+
+
+def _show_distilled(record: DistillationRecord, folder: Path) -> None:
+    facts = facts_grid()
+    for title, value in (
+        ("backbone", f"{record.backbone} ({record.architecture})"),
+        ("teacher", record.teacher),
+        ("images", f"{record.images}, {record.steps} steps, {record.seconds:.0f} s"),
+        ("explained variance", f"{record.explained_before:.3f} of the teacher's features before, {record.explained:.3f} after"),
+        ("license", record.license or "not stated"),
+    ):
+        facts.add_row(title, escape(value))
+    out.print(facts)
+    out.print(
+        f"written to {escape(str(folder))}. Next: edgetl train DATA --backbone local-dir:{escape(str(folder))} --out RUN", soft_wrap=True
+    )
 
 
 def _show_pretrained(record: Pretrained, folder: Path) -> None:

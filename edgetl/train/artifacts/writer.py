@@ -167,10 +167,11 @@ def write_model(folder: Path, backbone: Backbone, labels: tuple[str, ...]) -> No
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     (folder / WEIGHTS_NAME).write_bytes(safetensors.torch.save(state, {"format": "pt"}))
     if hasattr(backbone.model, "pretrained_cfg") and PRUNED not in backbone.model_args:
-        (folder / TIMM_CONFIG_NAME).write_text(json.dumps(_timm_config(backbone, labels), indent=2) + "\n", "utf-8", newline="\n")
+        (folder / TIMM_CONFIG_NAME).write_text(json.dumps(published_config(backbone, labels), indent=2) + "\n", "utf-8", newline="\n")
 
 
-def _timm_config(backbone: Backbone, labels: tuple[str, ...]) -> dict[str, Any]:
+def published_config(backbone: Backbone, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Return timm's ``config.json`` for the weights of ``backbone``. Without ``labels`` they have no head."""
     spec = backbone.spec
     old = dict(getattr(backbone.model, "pretrained_cfg", {}))
     kept = {key: old[key] for key in ("pool_size", "first_conv", "classifier", "fixed_input_size") if key in old}

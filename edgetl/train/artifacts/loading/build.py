@@ -119,7 +119,7 @@ def timm_backbone(name: str, model: nn.Module, args: dict[str, Any], parents: tu
         head_name=find_head(model),
         spec=preprocess_of(resolve_data_config({}, model=model)),
         model_args=args,
-        weights_sha256=parents[0].sha256 if parents else None,
+        weights_sha256=parents[-1].sha256 if parents else None,
         parents=parents,
     )
 

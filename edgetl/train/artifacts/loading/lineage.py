@@ -11,6 +11,7 @@ from edgetl.core.bundle import hash_prefix, is_run
 from edgetl.data.folder import Sample
 from edgetl.data.split import Splits
 from edgetl.errors import DataError
+from edgetl.train.artifacts.distilled import is_distilled, labeled_images, unlabeled_images
 from edgetl.train.artifacts.loading.catalogue import packaged_names, pretraining_images
 from edgetl.train.artifacts.loading.libraries import HUB
 from edgetl.train.artifacts.run import Run, open_run
@@ -35,10 +36,15 @@ def parent_runs(backbone: BackboneConfig, teacher: str | None = None, *, scratch
     Raises:
         RunError: a run is damaged.
     """
+    return [open_run(folder) for folder in _parent_folders(backbone, teacher, scratch=scratch) if is_run(folder)]
+
+
+def _parent_folders(backbone: BackboneConfig, teacher: str | None, *, scratch: bool) -> list[Path]:
+    """Return the folders of the weights that a training starts from, and of its teacher."""
     folders = [_folder(teacher, backbone.weights_dir)] if teacher else []
     if backbone.pretrained and not scratch:
         folders.append(Path(backbone.weights).parent if backbone.weights else _folder(backbone.name, backbone.weights_dir))
-    return [open_run(folder) for folder in dict.fromkeys(folders) if folder is not None and is_run(folder)]
+    return [folder for folder in dict.fromkeys(folders) if folder is not None]
 
 
 def _folder(name: str, weights_dir: str | None) -> Path | None:
@@ -51,26 +57,43 @@ def _folder(name: str, weights_dir: str | None) -> Path | None:
 
 
 def seen_by_ancestors(backbone: BackboneConfig, teacher: str | None = None, *, scratch: bool = False) -> SeenImages:
-    """Return the images that trained or selected a parent run (see ``parent_runs``) or one of its ancestors.
+    """Return the labeled images that trained or selected a parent run (see ``parent_runs``) or one of its ancestors.
+
+    A distilled backbone has the ancestors of its teacher and its start.
 
     Raises:
         RunError: a parent run is damaged.
+        BackboneError: a distilled backbone is damaged.
     """
     seen = SeenImages()
-    for run in parent_runs(backbone, teacher, scratch=scratch):
-        seen |= run.seen_images()
+    for folder in _parent_folders(backbone, teacher, scratch=scratch):
+        if is_run(folder):
+            seen |= open_run(folder).seen_images()
+        elif is_distilled(folder):
+            seen |= labeled_images(folder)
     return seen
 
 
-def find_in_pretraining(samples: Sequence[Sample], backbone: BackboneConfig) -> list[int]:
-    """Return the indices of images that pretrained an embedded backbone, or are copies of them. Nothing is known about other weights.
+def pretraining_of(backbone: BackboneConfig) -> SeenImages:
+    """Return the images that pretrained an embedded or a distilled backbone. Nothing is known about other weights.
 
     Raises:
-        BackboneError: the installed file of hashes cannot be read.
-        IntegrityError: the installed file of hashes is damaged.
+        BackboneError: the file of hashes cannot be read.
+        IntegrityError: the file of hashes is damaged.
     """
-    seen = pretraining_images(backbone.name) if backbone.pretrained and backbone.weights is None else SeenImages()
-    return seen.find(samples, most_bits=PRETRAINING_BITS)
+    if not backbone.pretrained or backbone.weights is not None:
+        return SeenImages()
+    folder = _folder(backbone.name, backbone.weights_dir)
+    return unlabeled_images(folder) if folder is not None and is_distilled(folder) else pretraining_images(backbone.name)
+
+
+def find_in_pretraining(samples: Sequence[Sample], backbone: BackboneConfig) -> list[int]:
+    """Return the indices of images that pretrained the backbone, or are copies of them (see ``pretraining_of``).
+
+    Raises:
+        BackboneError, IntegrityError: as for ``pretraining_of``.
+    """
+    return pretraining_of(backbone).find(samples, most_bits=PRETRAINING_BITS)
 
 
 def without_seen(splits: Splits, seen: SeenImages) -> Splits:

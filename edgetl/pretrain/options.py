@@ -1,0 +1,25 @@
+"""Options of ``edgetl distill``."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from edgetl.core.config import StrictModel
+from edgetl.core.options import COMMON, option_field
+
+_common = partial(option_field, panel=COMMON)
+_training = partial(option_field, panel="Training")
+
+# Fewer images do not represent a domain, and a part of them measures the result.
+MIN_IMAGES = 100
+
+
+class DistillConfig(StrictModel):
+    """Options of ``distill`` that are not options of the backbone."""
+
+    teacher: str | None = _common(
+        None, "Teacher: the larger network whose features the backbone learns to predict. A backbone or a run.", metavar="NAME"
+    )
+    steps: int = _common(500, "Optimizer steps.", ge=1, le=1_000_000)
+    batch_size: int = _training(64, "Images of a step. 32 to 128 is typical.", ge=8, le=4096)
+    lr: float = _training(1e-3, "Highest learning rate of AdamW. 0.001 is typical.", gt=0.0, le=1.0)
