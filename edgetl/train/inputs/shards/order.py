@@ -22,7 +22,7 @@ MOST_LANES = 32
 
 
 class ShardPass(NamedTuple):
-    """One reading of a shard in an epoch.
+    """Reading of a shard in an epoch.
 
     Attributes:
         shard: number of the shard.
