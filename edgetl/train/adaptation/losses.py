@@ -9,7 +9,7 @@ MCC_TEMPERATURE = 2.5
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Compute the mean entropy of the scores, in nats (TENT: Wang et al. 2021, arXiv:2006.10726).
+    """Compute the mean entropy of the scores, in nats.
 
     Args:
         logits: float ``[batch, classes]``.

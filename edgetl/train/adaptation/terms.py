@@ -22,7 +22,7 @@ class TargetLoss:
     """Loss of unlabeled target images, in the interface of a task loss. The target of an image is its position among the target images.
 
     Args:
-        method: ``mcc``, ``shot`` or ``tent``.
+        method: ``mcc`` or ``shot``.
         pseudo_labels: int64 ``[images]``, class of each target image. ``shot`` trains on them; metrics compare predictions with them.
         classes: number of classes.
     """
@@ -36,8 +36,6 @@ class TargetLoss:
         """Compute the mean loss of a training step."""
         if self.method == "mcc":
             return class_confusion(logits)
-        if self.method == "tent":
-            return entropy(logits)
         return information_loss(logits) + PSEUDO_LABEL_WEIGHT * F.cross_entropy(logits, self._classes(targets))
 
     def validation(self, logits: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:

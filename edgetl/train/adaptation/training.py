@@ -41,7 +41,7 @@ class TargetTraining:
     """Inputs of the training of an adapted network.
 
     Attributes:
-        method: ``mcc``, ``shot`` or ``tent``.
+        method: ``mcc`` or ``shot``.
         labels: names of the classes.
         run: network of the run, which computes the frozen layers of the source images.
         start: network with the BatchNorm statistics of the target images, which is trained.
@@ -101,13 +101,8 @@ def train_on_target(training: TargetTraining) -> nn.Module:
 def trained_stages(backbone: Backbone, method: Method) -> tuple[Stage, ...]:
     """Return the stages that ``method`` trains.
 
-    ``mcc`` trains the last third of the stages and the head. ``shot`` keeps the head, which has the classes of the training. ``tent``
-    trains the scales and offsets of all BatchNorm layers.
+    ``mcc`` trains the last third of the stages and the head. ``shot`` keeps the head, which has the classes of the training.
     """
-    if method == "tent":
-        layers = [name for name, module in backbone.model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        names = {f"{layer}.{name}" for layer in layers for name in ("weight", "bias")}
-        return (Stage("batchnorm", tuple(name for name, _ in backbone.model.named_parameters() if name in names)),)
     stages = choose_stages(find_stages(backbone.model, backbone.head_name), UNFREEZE)
     return stages if method == "mcc" else tuple(stage for stage in stages if stage.name != HEAD)
 
@@ -141,7 +136,6 @@ def _batches(training: TargetTraining, backbone: Backbone, samples: Sequence[Sam
     stages = trained_stages(training.start, training.method)
     place = folder / name
     place.mkdir()
-    cached = training.method != "tent" and stages[0].name != STEM
-    cache = CacheOptions(stages, VIEWS, CACHE_GB, place, execution.progress) if cached else None
+    cache = None if stages[0].name == STEM else CacheOptions(stages, VIEWS, CACHE_GB, place, execution.progress)
     images = TrainingImages(samples, samples[:: max(1, len(samples) // VALIDATED)])
     return make_batches(backbone, images, augment, options, steps=range(training.steps), cache=cache)

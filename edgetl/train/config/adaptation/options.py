@@ -13,9 +13,9 @@ from edgetl.core.lineage import Sha256
 from edgetl.core.options import option_field
 from edgetl.core.results import Proportion
 
-Method: TypeAlias = Literal["auto", "mcc", "adabn", "tent", "shot"]
+Method: TypeAlias = Literal["auto", "mcc", "adabn", "shot"]
 # Methods that need no images of the training.
-SOURCE_FREE: tuple[Method, ...] = ("adabn", "tent", "shot")
+SOURCE_FREE: tuple[Method, ...] = ("adabn", "shot")
 SOURCE_ONLY = "source-only"
 # Fewest labeled target images that select a network. Below, the 95 % interval of an accuracy is wider than 0.4.
 MIN_LABELED = 20
@@ -32,8 +32,8 @@ class AdaptationConfig(StrictModel):
         "auto",
         "Adaptation method. auto: mcc, and shot if the images of the training are missing; the result is never a network with a lower "
         "validation score than the run. mcc: minimum class confusion on target images, and cross-entropy on training images. adabn: "
-        "BatchNorm statistics of the target images. shot: information maximization and pseudo-labels. tent: entropy of the predictions. "
-        "adabn, shot and tent need no images of the training.",
+        "BatchNorm statistics of the target images. shot: information maximization and pseudo-labels. adabn and shot need no images of the "
+        "training.",
     )
     target_labels: Path | None = option_field(
         None,

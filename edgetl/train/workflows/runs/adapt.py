@@ -142,7 +142,7 @@ def _check_network(run: Run, method: Method) -> None:
             f"{run.path} cannot be adapted (task {record.task}, head {record.head.describe()}). Give a run for classification with one "
             f"network and a linear head."
         )
-    if method in ("adabn", "tent") and not has_batchnorm(run.load_model()):
+    if method == "adabn" and not has_batchnorm(run.load_model()):
         raise ConfigError(
             f"--method {method} needs BatchNorm layers, which {record.backbone.architecture} does not have. Use --method mcc."
         )
