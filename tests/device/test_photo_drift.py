@@ -20,7 +20,7 @@ from edgetl.device.monitoring.drift import DriftDetector, DriftEvent
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.train.artifacts.run import Run
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.slow]
 Change = Callable[[Image.Image], Image.Image]
 
 

@@ -207,7 +207,7 @@ def test_image_beyond_the_memory_limit_is_an_error_of_this_image(bundle: Path, t
     assert "too little memory" in huge["error"] and small["label"] == "red"
 
 
-@pytest.mark.parametrize("seconds", [20.0, pytest.param(SOAK_S, marks=pytest.mark.slow)], ids=["short", "EDGETL_SOAK_S"])
+@pytest.mark.parametrize("seconds", [10.0, pytest.param(SOAK_S, marks=pytest.mark.slow)], ids=["short", "EDGETL_SOAK_S"])
 def test_long_operation_loses_no_frame_and_keeps_memory_and_descriptors(bundle: Path, images: Path, seconds: float) -> None:
     result = soak(bundle, images, seconds=seconds)
     print(result.describe())

@@ -133,6 +133,7 @@ def test_latencies_of_a_busy_host_are_marked_and_do_not_sort_variants(run: Run, 
     assert load(tmp_path / "bundle").variant is not None and open_bundle(tmp_path / "bundle").manifest == manifest
 
 
+@pytest.mark.slow
 def test_a_smaller_input_that_costs_too_much_accuracy_is_rejected(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the smaller input meets the latency limit, and its accuracy drop exceeds the limit."""
     monkeypatch.setattr(contract_search, "measure_bundle", _measure_with_fixed_latency)
@@ -165,6 +166,7 @@ def test_another_input_size_is_recorded_with_both_scores(run: Run, tmp_path: Pat
     assert "(trained at 48 x 48)" in (tmp_path / "bundle/card.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_device_profile_scales_the_latencies(bundle: Bundle, run: Run, tmp_path: Path) -> None:
     report = measure_bundle(bundle.path, BenchConfig(runs=40, max_seconds=3.0, threads=1))
     slow = report.model_copy(

@@ -33,6 +33,9 @@ from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.train import train
 
+# The int8 files of both formats take most of a minute.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def swish_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:

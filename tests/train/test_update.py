@@ -97,6 +97,7 @@ def test_memory_of_an_update_replaces_the_original_images(updated: Run, tmp_path
         [open_run(moved).samples(part) for part in ("train", "val")]
 
 
+@pytest.mark.slow
 def test_second_update_needs_only_the_first_one(updated: Run, digits: Path, tmp_path: Path) -> None:
     new = _copy(digits, "5", slice(0, 30), tmp_path / "new")
     found = update(updated.path, new, UpdateConfig(keep="features"), tmp_path / "run3")
@@ -111,6 +112,7 @@ def test_second_update_needs_only_the_first_one(updated: Run, digits: Path, tmp_
         update(found.run.path, third, UpdateConfig(keep="images"), tmp_path / "run5")
 
 
+@pytest.mark.slow
 def test_bundle_of_an_update_has_the_next_release_of_the_same_model(updated: Run, tmp_path: Path) -> None:
     config = ExportConfig(formats=("onnx",), precisions=("fp32",), max_drop=0.1)
     manifest = export_bundle(updated.path, config, tmp_path / "bundle").manifest
