@@ -93,14 +93,22 @@ def prediction_json(decoding: OutputDecoding, prediction: Prediction) -> dict[st
 
     Anomaly detection: also the heat map, a list of rows, with 4 decimals.
     """
-    first: dict[str, object] = {"label": prediction.label, "score": prediction.score}
-    if decoding.task == "multi-label":
-        first = {"labels": list(prediction.labels)}
-    elif prediction.value is not None:
-        first = {"value": prediction.value}
-    scores = {"scores": dict(zip(decoding.labels, prediction.scores, strict=True))}
     heat = {"heat_map": [[round(value, 4) for value in row] for row in prediction.heat_map]} if prediction.heat_map else {}
-    return {**first, **scores, **heat}
+    return {**answer_json(decoding, prediction), "scores": scores_json(decoding, prediction), **heat}
+
+
+def answer_json(decoding: OutputDecoding, prediction: Prediction) -> dict[str, object]:
+    """Convert a prediction to a JSON object without the scores: the class and its score, the present labels, or the number."""
+    if decoding.task == "multi-label":
+        return {"labels": list(prediction.labels)}
+    if prediction.value is not None:
+        return {"value": prediction.value}
+    return {"label": prediction.label, "score": prediction.score}
+
+
+def scores_json(decoding: OutputDecoding, prediction: Prediction) -> dict[str, float]:
+    """Return the score of each label."""
+    return dict(zip(decoding.labels, prediction.scores, strict=True))
 
 
 def present_labels(decoding: OutputDecoding, scores: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -136,11 +136,11 @@ class Predictor:
             OutOfMemoryError: there is too little memory.
         """
         if _is_one(images):
-            return self._decode(self._tensor([self.read(cast(ImageInput, images))]))[0]
+            return self._decode(self.prepare(self.read(cast(ImageInput, images))))[0]
         results: list[Prediction] = []
         following = iter(cast(Iterable[ImageInput], images))
         while batch := [self.read(image) for image in islice(following, MAX_BATCH)]:
-            results += self._decode(self._tensor(batch))
+            results += self._decode(self.prepare(*batch))
         return results
 
     def read(self, image: ImageInput) -> Image.Image:
@@ -157,16 +157,16 @@ class Predictor:
         """
         return decode_image(image, self.spec)
 
-    def prepare(self, image: Image.Image) -> Batch:
-        """Preprocess an image for ``logits``.
+    def prepare(self, *images: Image.Image) -> Batch:
+        """Preprocess images for ``logits``.
 
         Args:
-            image: upright RGB image, as ``read`` returns it.
+            images: upright RGB images, as ``read`` returns them.
 
         Returns:
-            batch of one image: normalized float32 ``[1, 3, H, W]``, or RGB pixels uint8 ``[1, H, W, 3]`` if ``input_form`` is ``uint8``.
+            batch of the images: normalized float32 ``[n, 3, H, W]``, or RGB pixels uint8 ``[n, H, W, 3]`` if ``input_form`` is ``uint8``.
         """
-        return self._tensor([image])
+        return to_batch(images, self.spec, self.input_form)
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
         """Run the network on a batch.
@@ -219,9 +219,6 @@ class Predictor:
         if self.manifest is None or self.manifest.knn is None or self._network is None:
             raise GalleryError("the model has no k-NN head with feature outputs. Train with --head knn, and export the run again.")
         return self._network, self.manifest
-
-    def _tensor(self, images: Sequence[Image.Image]) -> Batch:
-        return to_batch(images, self.spec, self.input_form)
 
     def _decode(self, batch: Batch) -> list[Prediction]:
         return decode(self.decoding, self.logits(batch))

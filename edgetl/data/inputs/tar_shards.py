@@ -7,9 +7,11 @@ extended headers of any size. Both are checked here.
 from __future__ import annotations
 
 import io
+import posixpath
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import BinaryIO
 
 from edgetl.core.files.names import printable
 from edgetl.core.files.regular import open_plain
@@ -38,7 +40,7 @@ def read_tar(path: Path, wanted: Wanted) -> Iterator[Item]:
     """
     number = 0
     try:
-        with open_plain(path) as file:
+        with io.BufferedReader(open_plain(path).detach(), _PIECE) as file:
             size = max(1, file.seek(0, io.SEEK_END))
             file.seek(0)
             for item in _members(file, wanted):
@@ -49,7 +51,7 @@ def read_tar(path: Path, wanted: Wanted) -> Iterator[Item]:
         yield Item(number, error=f"the shard is damaged or truncated: {reason}. Its following images are missing. Copy it again.")
 
 
-def _members(file: io.BufferedReader, wanted: Wanted) -> Iterator[Item]:
+def _members(file: BinaryIO, wanted: Wanted) -> Iterator[Item]:
     """Yield an item for each file of the archive. ``read`` is a position in bytes here, and the number of non-images is unused."""
     check_headers(file, 0)
     file.seek(0)
@@ -71,16 +73,17 @@ def _members(file: io.BufferedReader, wanted: Wanted) -> Iterator[Item]:
 
 def _item(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> Item | None:
     """Return the item of a member; none for a folder."""
-    name, end = PurePosixPath(member.name), float(archive.offset)
+    name, end = member.name.removeprefix("./"), float(archive.offset)
+    stem, suffix = posixpath.splitext(name)  # several times as fast as PurePosixPath
     if member.isdir():
         return None
-    if name.suffix.lower() not in EXTENSIONS:
-        return Item(0, left_out=printable(name.suffix.lower()[:20]) or "without suffix", read=end)
-    key = printable(str(name.with_suffix("")))
+    if suffix.lower() not in EXTENSIONS:
+        return Item(0, left_out=printable(suffix.lower()[:20]) or "without suffix", read=end)
+    key = printable(stem)
     problem = ""
     if not member.isreg():
         problem = "it is a link or a special file. Shards may contain regular files only."
-    elif name.is_absolute() or ".." in name.parts:
+    elif name.startswith("/") or ".." in name.split("/"):
         problem = "its name is absolute or contains '..'. Write the shard again with relative names."
     elif member.size > MAX_FILE_BYTES:
         problem = f"it has {member.size} bytes. The limit is {MAX_FILE_BYTES}."
@@ -96,7 +99,7 @@ def _item(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> It
     return Item(0, key, data, read=end)
 
 
-def check_headers(file: io.BufferedReader, offset: int) -> None:
+def check_headers(file: BinaryIO, offset: int) -> None:
     """Check the extended headers at ``offset``, which tarfile would read into memory as a whole.
 
     Raises:
@@ -117,7 +120,7 @@ def check_headers(file: io.BufferedReader, offset: int) -> None:
     raise DamageError(f"the file at byte {offset} has more than {MAX_HEADERS} headers")
 
 
-def check_end(file: io.BufferedReader, offset: int) -> None:
+def check_end(file: BinaryIO, offset: int) -> None:
     """Check that the archive ends with zeros, as POSIX requires.
 
     Raises:

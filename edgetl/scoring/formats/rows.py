@@ -31,6 +31,8 @@ from edgetl.scoring.formats.parquet_table import parquet_chunks, read_parquet_ta
 
 Row: TypeAlias = Mapping[str, Any]
 SCORE = "score:"
+# One encoder for all rows: json.dumps makes a new one for each, which takes longer than the encoding.
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 # Rows of a written piece.
 _PIECE = 1000
 
@@ -60,7 +62,7 @@ def columns_of(decoding: OutputDecoding, *, scores: bool) -> tuple[str, ...]:
 def json_line(row: Row) -> bytes:
     """Return a row as a line of JSON, without missing values."""
     kept = {name: value for name, value in row.items() if value is not None}
-    return json.dumps(kept, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
+    return _encode(kept).encode() + b"\n"
 
 
 def order_of(row: Row) -> tuple[str, int]:
