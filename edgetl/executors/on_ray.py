@@ -90,16 +90,16 @@ def _connected(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = importlib.import_module("ray")
     options = {} if address else {"include_dashboard": False}
-    try:
-        ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"the Ray cluster at {address} cannot be reached: {first_line(error)} Start it with ray start --head, and give the address of "
-            f"its head: --on ray:10.0.0.1:6379."
-        ) from error
-    try:
-        # Ray prints messages about failed hosts on the standard output, which has the result.
-        with redirect_stdout(sys.stderr):
+    # Ray prints messages about failed hosts, the last ones in shutdown, on the standard output, which has the result.
+    with redirect_stdout(sys.stderr):
+        try:
+            ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **options)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"the Ray cluster at {address} cannot be reached: {first_line(error)} Start it with ray start --head, and give the address "
+                f"of its head: --on ray:10.0.0.1:6379."
+            ) from error
+        try:
             yield ray
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
