@@ -35,7 +35,7 @@ MAX_BROKEN_RATIO = 0.10
 MIN_IMAGES_PER_CLASS = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """Readable image with its label.
 
@@ -63,7 +63,7 @@ class Sample:
     synthetic: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BrokenImage:
     """Image file that cannot be decoded, with the reason."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgetl.core.preprocess import PreprocessSpec, normalize, preprocess, to_pixels
-from edgetl.core.system.host import available_cores
+from edgetl.core.system.threads import map_ahead
 from edgetl.data.anomalies.defects import read_sample
 from edgetl.data.folder import Sample
 from edgetl.errors import ConfigError
@@ -21,6 +20,8 @@ from edgetl.errors import ConfigError
 Prepare: TypeAlias = Callable[[Sample, PreprocessSpec], NDArray[np.float32]]
 # Largest size of the pixels that a set of images keeps in memory. Larger sets are decoded each time.
 MAX_KEPT_BYTES = 800_000_000
+# Images of such a set that are decoded in advance.
+_AHEAD = 64
 # Least ratio of an image's area that a random crop keeps.
 LEAST_CROP = 0.35
 # True label of an image: class index, or float32 ``[labels]``.
@@ -54,17 +55,14 @@ def _stacked(
 ) -> Iterator[NDArray[Any]]:
     if batch_size < 1:
         raise ConfigError(f"the batch size {batch_size} is not possible. Use 1 or more.")
-    ahead = 2 * batch_size
-    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-        pending: deque[Future[NDArray[Any]]] = deque(pool.submit(make, sample, spec) for sample in samples[:ahead])
-        following = iter(samples[ahead:])
-        while pending:
-            rows: list[NDArray[Any]] = []
-            while pending and len(rows) < batch_size:
-                rows.append(pending.popleft().result())
-                if (sample := next(following, None)) is not None:
-                    pending.append(pool.submit(make, sample, spec))
+    rows: list[NDArray[Any]] = []
+    for row in map_ahead(lambda sample: make(sample, spec), samples, ahead=2 * batch_size):
+        rows.append(row)
+        if len(rows) == batch_size:
             yield np.stack(rows)
+            rows = []
+    if rows:
+        yield np.stack(rows)
 
 
 def _evaluation_view(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
@@ -106,8 +104,7 @@ class PixelSet:
     def rows(self, indices: Iterable[int]) -> NDArray[np.float32]:
         """Return the normalized images at ``indices``, float32 ``[n, 3, H, W]``."""
         if self._keep and self._pixels is None:
-            with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-                self._pixels = [pixels for views in pool.map(self._decode, self.samples) for pixels in views]
+            self._pixels = [pixels for views in map_ahead(self._decode, self.samples, ahead=_AHEAD) for pixels in views]
         if self._pixels is None:
             views = max(1, self.crops)
             chosen = [self._decode(self.samples[index // views])[index % views] for index in indices]

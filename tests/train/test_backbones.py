@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from edgetl.errors import BackboneError, ConfigError
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import TrainConfig
-from edgetl.train.inputs.openvino_features import compile_with_openvino
+from edgetl.train.inputs.openvino_features import compile_with_openvino, powers_of_two
 from edgetl.train.networks.backbone import feature_extractor, find_head
 
 
@@ -84,15 +84,18 @@ def test_network_without_a_linear_layer_is_refused() -> None:
         find_head(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Flatten()))
 
 
-def test_openvino_features_equal_torch_features() -> None:
+def test_openvino_features_equal_torch_features_for_any_number_of_images() -> None:
     torch.manual_seed(0)
     backbone = load_backbone(TrainConfig.from_options(backbone="test_resnet", pretrained=False).backbone, 3)
     extractor = feature_extractor(backbone.model, backbone.head_name)
-    images = np.random.default_rng(0).random((5, 3, 64, 64), dtype=np.float32)
-    compiled = compile_with_openvino(extractor, images)
+    images = np.random.default_rng(0).random((12, 3, 64, 64), dtype=np.float32)
+    compiled = compile_with_openvino(extractor, images[:5])
     assert compiled is not None
     with torch.inference_mode():
-        np.testing.assert_allclose(compiled(images), extractor(torch.from_numpy(images)).numpy(), rtol=1e-3, atol=1e-4)
+        expected = extractor(torch.from_numpy(images)).numpy()
+    for count in (1, 5, 12):
+        np.testing.assert_allclose(compiled(images[:count]), expected[:count], rtol=1e-3, atol=1e-4)
+    assert [powers_of_two(number) for number in (0, 1, 13)] == [[], [1], [8, 4, 1]]
 
 
 @pytest.mark.shared

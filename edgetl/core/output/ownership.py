@@ -35,7 +35,7 @@ _LOGS = r"logs/(csv/(metrics\.csv|hparams\.yaml)|tensorboard/(events\.out\.tfeve
 _MEMORY = r"memory/[0-9a-f]{16}\.[a-z]{3,4}"
 _STATE = r"step-\d{8}-[0-9a-f]{16}\.safetensors"
 # Features of a sharded probe, of each process.
-_FEATURES = r"features-\d+/(features\.npy|labels\.npy|progress\.json)"
+_FEATURES = r"features-\d+/(features\.npy|labels\.npy|validation\.npy|progress\.json)"
 _UNFINISHED_FILE = rf"(.+/)?{re.escape(STAGING_MARK)}[0-9a-f]{{8}}-[^/]+"
 _RUN_KEYS = {"schema_version", "labels", "config", "backbone", "preprocess", "files"}
 _BUNDLE_KEYS = {"schema_version", "variants", "golden", "lineage", "preprocess"}

@@ -12,7 +12,7 @@ GRID_PIXELS = 16_384
 MAIN_RATIO = 0.95
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Colors:
     """Colors on a regular grid of at most about ``GRID_PIXELS`` pixels.
 

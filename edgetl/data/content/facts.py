@@ -16,7 +16,7 @@ MEASURED_SIDE = 256
 UNIFORM, RELATIVE_UNIFORM, DARK = 0.02, 0.1, 0.08
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """Facts of an upright image.
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from edgetl.core.images.capture import Capture
 from edgetl.core.images.decode import content_hash, examine
 from edgetl.core.images.intensity import Levels
 from edgetl.core.progress import Progress, silent
-from edgetl.core.system.host import available_cores
+from edgetl.core.system.threads import map_ahead
 from edgetl.data.content.colors import Colors, count_colors
 from edgetl.data.content.facts import ImageFacts, measure_facts
 from edgetl.errors import ImageError, StorageError
@@ -28,9 +27,11 @@ _log = logging.getLogger(__name__)
 
 # Increase this number when decoding or hashing changes. Older caches are then ignored.
 _CACHE_VERSION = 5
+# Images that are decoded in advance.
+_AHEAD = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Checked:
     """Result of decoding a file: content hash, colors and facts, or the reason of the failure.
 
@@ -47,14 +48,13 @@ class Checked:
 def check_images(paths: Sequence[Path], root: Path, *, progress: Progress = silent) -> dict[Path, Checked]:
     """Decode the images ``paths`` (below ``root``) and hash their pixels. Unchanged files are read from the user's cache folder."""
     file = cache_file(root, "scans", ".json")
-    known = _read_cache(file)
     stamps = {path: _stamp(path, root) for path in paths}
+    known = _read_cache(file, set(stamps.values()))
     results = {path: known[stamp] for path, stamp in stamps.items() if stamp in known}
     missing = [path for path in paths if path not in results]
-    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-        for done, (path, result) in enumerate(zip(missing, pool.map(_check, missing), strict=True), start=1):
-            results[path] = result
-            progress("checking images", done, len(missing))
+    for done, (path, result) in enumerate(zip(missing, map_ahead(_check, missing, ahead=_AHEAD), strict=True), start=1):
+        results[path] = result
+        progress("checking images", done, len(missing))
     if missing:
         _write_cache(file, {stamps[path]: result for path, result in results.items()})
     return results
@@ -87,14 +87,15 @@ def cache_file(root: Path, kind: str, suffix: str) -> Path | None:
     return folder / "edgetl" / kind / f"{key}{suffix}"
 
 
-def _read_cache(path: Path | None) -> dict[str, Checked]:
+def _read_cache(path: Path | None, stamps: set[str]) -> dict[str, Checked]:
+    """Return the cached results of the files with one of ``stamps``."""
     if path is None:
         return {}
     try:
         data = json.loads(read_plain(path))
         if data["version"] != _CACHE_VERSION:
             return {}
-        return {str(stamp): _from_cache(*row) for stamp, row in data["files"].items()}
+        return {str(stamp): _from_cache(*row) for stamp, row in data["files"].items() if stamp in stamps}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         _log.debug("scan cache %s is not readable (%s); scanning again", path, error)
         return {}

@@ -30,7 +30,7 @@ _META = re.compile(r"__[^/]*__($|/)")
 _PARTS: dict[Any, Part] = {"train": "train", "val": "val", "test": "test"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Annotation:
     """Annotation of an image: its class, its group and its split.
 
@@ -45,7 +45,7 @@ class Annotation:
     part: Part | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """Image in a shard.
 

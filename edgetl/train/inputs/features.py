@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeAlias
 
@@ -53,13 +53,23 @@ class FrozenFeatures:
             prepare: Function that makes the input of an image. None: evaluation preprocessing.
             progress: Callback, called after each batch.
         """
-        rows: list[NDArray[np.float32]] = []
+        rows, done = np.empty((0, 0), np.float32), 0
+        for found in self.blocks(samples, prepare=prepare, progress=progress):
+            if not done:
+                rows = np.empty((len(samples), found.shape[1]), np.float32)
+            rows[done : done + len(found)] = found
+            done += len(found)
+        return rows
+
+    def blocks(
+        self, samples: Sequence[Sample], *, prepare: Prepare | None = None, progress: Progress = silent
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the features of each batch of ``samples``, float32 ``[batch, width]``, without those of the other batches in memory."""
         done = 0
         for batch in batches(samples, self.spec, batch_size=self.batch_size, prepare=prepare):
-            rows.append(self.compute(batch, len(samples)))
+            yield self.compute(batch, len(samples))
             done += len(batch)
             progress("computing features", done, len(samples))
-        return np.concatenate(rows)
 
     def compute(self, batch: NDArray[np.float32], images: int = 0) -> NDArray[np.float32]:
         """Compute the features of a batch ``[n, 3, H, W]``, float32 ``[n, width]``. ``images`` is the number of images if none is set."""

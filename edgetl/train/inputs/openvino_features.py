@@ -21,6 +21,11 @@ _log = logging.getLogger(__name__)
 MAX_RELATIVE_DIFFERENCE = 1e-3
 
 
+def powers_of_two(number: int) -> list[int]:
+    """Return the powers of two whose sum is ``number``, the largest first. OpenVINO keeps memory for each batch size that it has run."""
+    return [1 << bit for bit in reversed(range(number.bit_length())) if number >> bit & 1]
+
+
 def compile_with_openvino(network: nn.Module, batch: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
     """Convert ``network`` to OpenVINO, and compare the results with torch on ``batch`` ``[n, 3, H, W]``.
 
@@ -36,8 +41,8 @@ def compile_with_openvino(network: nn.Module, batch: NDArray[np.float32]) -> Cal
         return None
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        features: NDArray[np.float32] = np.array(compiled(images)[0])
-        return features
+        sizes = [len(batch)] * (len(images) // len(batch)) + powers_of_two(len(images) % len(batch))
+        return np.concatenate([np.array(compiled(part)[0]) for part in np.split(images, np.cumsum(sizes)[:-1])])
 
     with torch.inference_mode():
         expected = network(torch.from_numpy(batch)).numpy()

@@ -306,12 +306,15 @@ def _measure(training: Training, fitted: FitResult) -> tuple[Results, Calibratio
     balancing = None
     if new := samples[len(outputs) :]:
         extract = features_of(training.backbone, optim.batch_size, device=execution.device, images=len(new))
-        features = extract(new, progress=execution.progress)
-        with torch.no_grad():
-            outputs = np.concatenate([outputs, training.backbone.head.cpu()(torch.from_numpy(features)).numpy()])
-        if (plain := fitted.plain_head) is not None:
-            known = features[:count] @ plain.weight.T + plain.bias
-            balancing = compare_balancing(splits, training.config.data, known, outputs[:count])
+        head, plain, rows, plain_rows = training.backbone.head.cpu(), fitted.plain_head, [outputs], []
+        for features in extract.blocks(new, progress=execution.progress):
+            with torch.no_grad():
+                rows.append(head(torch.from_numpy(features)).numpy())
+            if plain is not None:
+                plain_rows.append(features @ plain.weight.T + plain.bias)
+        outputs = np.concatenate(rows)
+        if plain is not None:
+            balancing = compare_balancing(splits, training.config.data, np.concatenate(plain_rows)[:count], outputs[:count])
     decoding, calibration = choose_decoding(splits, outputs[:count], tolerance=optim.tolerance), None
     if (config := training.config.calibration).requested:
         decoding, calibration = calibrate(decoding, truth_of(samples), outputs, config, validation=count)

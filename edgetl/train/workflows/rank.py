@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +30,7 @@ from edgetl.core.licenses import check_policy
 from edgetl.core.preprocess import PreprocessSpec, normalize, to_pixels
 from edgetl.core.progress import Progress, silent
 from edgetl.core.results import Proportion
-from edgetl.core.system.host import available_cores
+from edgetl.core.system.threads import map_ahead
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of, stratified
 from edgetl.data.selection import Selection
@@ -269,10 +268,8 @@ class _DecodedImages:
         """Yield batches of normalized images, float32 ``[BATCH, 3, H, W]``."""
         key = spec.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "intensity": self._intensity})
         if key not in self._pixels:
-            with ThreadPoolExecutor(available_cores()) as pool:
-                self._pixels[key] = list(
-                    pool.map(lambda sample: to_pixels(load_image(sample.path, intensity=key.intensity), key), self.samples)
-                )
+            decoded = map_ahead(lambda sample: to_pixels(load_image(sample.path, intensity=key.intensity), key), self.samples, ahead=BATCH)
+            self._pixels[key] = list(decoded)
         pixels = self._pixels[key]
         for start in range(0, len(pixels), BATCH):
             rows = pixels[start : start + BATCH]

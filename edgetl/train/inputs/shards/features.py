@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
 from typing import IO, Literal
 
@@ -22,14 +19,15 @@ from edgetl.core.config import StrictModel, read_json
 from edgetl.core.files.atomic import storage_error, write_text
 from edgetl.core.preprocess import PreprocessSpec, decode_image, preprocess
 from edgetl.core.progress import Progress
-from edgetl.core.system.host import available_cores
+from edgetl.core.system.threads import map_ahead
+from edgetl.data.folder import Sample
 from edgetl.data.shards.index import ShardSet
 from edgetl.errors import DataError, ImageError, StorageError
 from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.inputs.shards.batches import check_unreadable
 from edgetl.train.inputs.shards.stream import StreamedImage, read_training_images
 
-FEATURES_NAME, LABELS_NAME, PROGRESS_NAME = "features.npy", "labels.npy", "progress.json"
+FEATURES_NAME, LABELS_NAME, VALIDATION_NAME, PROGRESS_NAME = "features.npy", "labels.npy", "validation.npy", "progress.json"
 # Label of an image that cannot be decoded.
 UNREADABLE = -1
 # Size of the part of the features that is in memory at once.
@@ -110,6 +108,26 @@ def stream_features(shards: ShardSet, numbers: Sequence[int], extract: FrozenFea
     return FeatureTable(folder, rows, width, unreadable)
 
 
+def mapped_features(extract: FrozenFeatures, samples: Sequence[Sample], file: Path, progress: Progress) -> NDArray[np.float32]:
+    """Compute the features of ``samples``, float32 ``[n, width]``, write them to ``file``, and map it into memory.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    written = 0
+    try:
+        with file.open("wb") as out:
+            for rows in extract.blocks(samples, progress=progress):
+                if not written:
+                    _write_header(out, FEATURES_NAME, (len(samples), rows.shape[1]))
+                out.write(np.ascontiguousarray(rows, _ROW_TYPES[FEATURES_NAME]).tobytes())
+                written += len(rows)
+    except OSError as error:
+        raise storage_error(file, error) from error
+    mapped: NDArray[np.float32] = np.load(file, mmap_mode="r")
+    return mapped
+
+
 def _read_progress(folder: Path, shards: ShardSet, numbers: Sequence[int]) -> _Done | None:
     """Return the progress of a stopped pass over the same shards, or none."""
     path = folder / PROGRESS_NAME
@@ -174,20 +192,14 @@ _View = NDArray[np.float32]
 
 def _batches(images: Iterator[StreamedImage], spec: PreprocessSpec, size: int) -> Iterator[list[tuple[StreamedImage, _View | None]]]:
     """Yield batches of images and their inputs ``[3, H, W]``, none for an image that cannot be decoded. Threads decode ahead."""
-    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-        pending: deque[tuple[StreamedImage, Future[_View | None]]] = deque()
-        batch: list[tuple[StreamedImage, _View | None]] = []
-        for image in chain(images, repeat(None)):
-            if image is not None:
-                pending.append((image, pool.submit(_view, image.data, spec)))
-            if pending and (image is None or len(pending) >= size):
-                first, view = pending.popleft()
-                batch.append((first, view.result()))
-            if len(batch) == size or (batch and image is None and not pending):
-                yield batch
-                batch = []
-            if image is None and not pending:
-                return
+    batch: list[tuple[StreamedImage, _View | None]] = []
+    for found in map_ahead(lambda image: (image, _view(image.data, spec)), images, ahead=size):
+        batch.append(found)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _view(data: bytes, spec: PreprocessSpec) -> _View | None:

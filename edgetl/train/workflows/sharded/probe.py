@@ -14,7 +14,7 @@ from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.heads.streamed.logistic import fit_streamed
 from edgetl.train.inputs.features import features_of
 from edgetl.train.inputs.shards.batches import warn_unreadable
-from edgetl.train.inputs.shards.features import stream_features
+from edgetl.train.inputs.shards.features import VALIDATION_NAME, mapped_features, stream_features
 from edgetl.train.loop.checkpoints import SavedState
 from edgetl.train.loop.losses import balanced_weights
 from edgetl.train.loop.processes import gather, launch, rank, world_size
@@ -42,7 +42,7 @@ def fit_sharded_probe(training: Training) -> FitResult:
     table = stream_features(shards, own, extract, folder, execution.progress)
     unreadable = gather(table.unreadable)
     warn_unreadable(unreadable)
-    val = LabeledFeatures(extract(splits.val, progress=execution.progress), labels_of(splits.val))
+    val = LabeledFeatures(mapped_features(extract, splits.val, folder / VALIDATION_NAME, execution.progress), labels_of(splits.val))
     weights = np.ones(len(shards.labels))
     if training.config.data.balance != "none":
         weights = balanced_weights(splits).astype(np.float64)
