@@ -36,6 +36,7 @@ import edgetl
 from bench.memory import family_mb
 from bench.paths import SHARED
 from edgetl.core.system.host import describe_host, versions
+from edgetl.data.inputs.blocks import parse_shard
 
 SHARDS, SIDE = 64, 64
 PARTS = ("throughput", "memory", "kills")
@@ -54,11 +55,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--loop", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--loop", type=parse_shard, help=argparse.SUPPRESS)
     given = parser.parse_args()
     folder = given.work / f"shards-{given.images}"
     if given.loop:
-        print(json.dumps(loop(given.bundle, folder)))
+        print(json.dumps(loop(given.bundle, sorted(folder.glob("*.tar"))[given.loop.index :: given.loop.count])))
         return
     if not (SHARED / "data/trashnet").is_dir():
         parser.exit(2, f"Nothing was measured: the reference images are not at {SHARED}. Set EDGETL_SHARED to their folder.\n")
@@ -111,18 +112,18 @@ def variation(photograph: Image.Image, rng: random.Random) -> bytes:
     return file.getvalue()
 
 
-def loop(bundle: Path, folder: Path) -> float:
-    """Return the images per second of a plain loop over the shards, without the start."""
+def loop(bundle: Path, shards: Sequence[Path]) -> float:
+    """Return the images per second of a plain loop over shards, without the start."""
     predictor = edgetl.load(bundle, threads=1)
     begun, count = time.perf_counter(), 0
-    images = _images(folder)
+    images = _images(shards)
     while batch := list(islice(images, BATCH)):
         count += len(predictor.predict(batch))
     return count / (time.perf_counter() - begun)
 
 
-def _images(folder: Path) -> Iterator[bytes]:
-    for path in sorted(folder.glob("*.tar")):
+def _images(shards: Sequence[Path]) -> Iterator[bytes]:
+    for path in shards:
         with tarfile.open(path) as archive:
             for member in archive:
                 file = archive.extractfile(member)
@@ -131,13 +132,12 @@ def _images(folder: Path) -> Iterator[bytes]:
 
 
 def throughput(given: argparse.Namespace, pattern: str) -> None:
-    """Compare the loop with one and two processes, in turn."""
-    rates: dict[str, list[float]] = {"loop": [], "1 process": [], "2 processes": []}
+    """Compare the loop with one and two processes, in turn. Two loops at the same time show what the cores of the host allow."""
+    rates: dict[str, list[float]] = {"loop": [], "1 process": [], "2 loops": [], "2 processes": []}
     whole: dict[str, float] = {}
     for _ in range(given.rounds):
-        command = [sys.executable, "-m", "bench.scale", "--loop", "--bundle", given.bundle, "--work", given.work, "--images", given.images]
-        done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
-        rates["loop"].append(float(done.stdout))
+        rates["loop"].append(_loops(given, 1))
+        rates["2 loops"].append(_loops(given, 2))
         for count, name in ((1, "1 process"), (2, "2 processes")):
             out = given.work / f"out-{count}"
             shutil.rmtree(out, ignore_errors=True)
@@ -148,11 +148,19 @@ def throughput(given: argparse.Namespace, pattern: str) -> None:
             rates[name].append(given.images / max(record["counts"]["seconds"] for record in records))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print("| way | images/s | ratio to the loop, per process |\n|---|---|---|")
-    for name, processes in (("loop", 1), ("1 process", 1), ("2 processes", 2)):
+    for name in rates:
+        processes = 2 if name.startswith("2") else 1
         ratios = [rate / processes / base for rate, base in zip(rates[name], rates["loop"], strict=True)]
         print(f"| {name} | {medians[name]:,.0f} | {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) |")
     print(f"with the start, last round: {', '.join(f'{name} {rate:,.0f} images/s' for name, rate in whole.items())}")
     print(f"merged outputs of 1 and 2 processes are identical: {_merged(given.work / 'out-1') == _merged(given.work / 'out-2')}")
+
+
+def _loops(given: argparse.Namespace, count: int) -> float:
+    """Run loops at the same time, each over its part of the shards, and return the sum of their images per second."""
+    command = [sys.executable, "-m", "bench.scale", "--bundle", given.bundle, "--work", given.work, "--images", given.images, "--loop"]
+    running = [subprocess.Popen([*map(str, command), f"{index}/{count}"], stdout=subprocess.PIPE, text=True) for index in range(count)]
+    return sum(float(process.communicate()[0]) for process in running)
 
 
 def memory(given: argparse.Namespace, pattern: str) -> None:

@@ -20,7 +20,7 @@ GROUPS = (
     ("tests/serve",),
     ("tests/cli", "tests/end_to_end"),
     ("tests/device", "tests/docs", "tests/measure", "tests/pretrain"),
-    ("tests/core", "tests/data", "tests/runtime", "tests/test_structure.py"),
+    ("tests/core", "tests/data", "tests/executors", "tests/report", "tests/runtime", "tests/scoring", "tests/test_structure.py"),
 )
 PROCESSES = 2
 NO_TESTS_COLLECTED = 5

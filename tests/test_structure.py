@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import edgetl
+from tests.__main__ import GROUPS
 
 ROOT = Path(edgetl.__file__).parent
 FUNCTION_LINES = 40
@@ -88,3 +89,8 @@ def test_lengths_and_parameters_of_benchmarks_are_within_the_limits() -> None:
 def test_parameter_counts_exclude_the_bound_object(source: str, count: int) -> None:
     (found,) = _functions(ast.parse(source), "module", ast.Module)
     assert _parameters(found[1], found[2]) == count
+
+
+def test_every_folder_of_tests_belongs_to_a_group() -> None:
+    folders = [f"tests/{path.name}" for path in Path(__file__).parent.iterdir() if any(path.glob("test_*.py"))]
+    assert sorted(item for group in GROUPS for item in group) == sorted([*folders, "tests/test_structure.py"])
