@@ -21,7 +21,7 @@ from edgetl.core.files.atomic import storage_error, write_chunks, write_text
 from edgetl.core.output.locks import locked
 from edgetl.data.inputs.blocks import Block, Place, Shard, ShardInput
 from edgetl.errors import ConfigError, StorageError
-from edgetl.scoring.formats.rows import Table, json_line, read_lines, table_chunks
+from edgetl.scoring.formats.rows import json_line, part_chunks
 from edgetl.scoring.record import Counts, Job, PartFiles, PartProgress, PartRecord, found_shards
 
 # Time between two checkpoints, seconds. After a crash, at most this much work is repeated.
@@ -190,7 +190,7 @@ class PartWriter:
 
         def chunks() -> Iterator[bytes]:
             nonlocal size
-            for chunk in table_chunks(self._job.format, Table(columns, read_lines(files.rows))):
+            for chunk in part_chunks(self._job.format, columns, files.rows):
                 digest.update(chunk)
                 size += len(chunk)
                 yield chunk

@@ -202,21 +202,24 @@ def score_block(predictor: Predictor, block: Block, *, scores: bool) -> _Scored:
     batch: list[Batch] = []
     decoded: list[Image.Image] = []
     places: list[int] = []
-    size = 0
+    size = pixels = 0
     for source, item in block.images:
         row: dict[str, Any] = {"file": source.name}
         if source.kind != "image":
             row |= {"item": item.number, "key": item.key}
         try:
-            decoded.append(_read(predictor, item))
+            image = _read(predictor, item)
+            decoded.append(image)
+            pixels += image.width * image.height
             places.append(len(rows))
             size += source.size_bytes if source.kind == "image" else len(item.content) if isinstance(item.content, bytes) else 0
         except ImageError as error:
             row["error"] = printable(str(error))
         rows.append(row)
-        if sum(image.width * image.height for image in decoded) >= _MOST_PIXELS:
+        if pixels >= _MOST_PIXELS:
             batch.append(predictor.prepare(*decoded))
             decoded.clear()
+            pixels = 0
     if decoded:
         batch.append(predictor.prepare(*decoded))
     if batch:

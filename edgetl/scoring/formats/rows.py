@@ -33,6 +33,8 @@ Row: TypeAlias = Mapping[str, Any]
 SCORE = "score:"
 # One encoder for all rows: json.dumps makes a new one for each, which takes longer than the encoding.
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+# Bytes of a copied piece.
+_COPIED = 1 << 20
 # Rows of a written piece.
 _PIECE = 1000
 
@@ -85,6 +87,21 @@ def table_chunks(format_: Format, table: Table) -> Iterator[bytes]:
             yield from parquet_chunks(table.columns, (_flat(row, table.columns) for row in table.rows))
         case _:
             assert_never(format_)
+
+
+def part_chunks(format_: Format, columns: tuple[str, ...], path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a table file with the rows of ``path``, a file of JSON lines. As JSON lines they are copied without parsing.
+
+    Raises:
+        DataError: the file is missing or damaged.
+        MissingExtraError: pyarrow is not installed.
+    """
+    if format_ != "jsonl":
+        yield from table_chunks(format_, Table(columns, read_lines(path)))
+        return
+    with path.open("rb") as file:
+        while piece := file.read(_COPIED):
+            yield piece
 
 
 def read_table(format_: Format, path: Path) -> Table:
