@@ -16,8 +16,9 @@ from edgetl.executors.choice import executor_on
 from tests.command import edgetl
 from tests.data.shards import write_shards
 from tests.device.bundles import write_bundle
-from tests.executors.clusters import Cluster, can_make_namespaces
+from tests.executors.clusters import Cluster
 from tests.executors.tasks import refuse, square
+from tests.namespaces import can_make_namespaces
 
 SHARDS, IMAGES = 12, 400
 # Repetitions with a worker that fails.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from edgetl.train.inputs.shards.order import make_order
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colors
+from tests.namespaces import Hosts, can_make_namespaces
 
 pytest.importorskip("webdataset")
 
@@ -231,6 +233,34 @@ def test_two_processes_train_on_shards_as_one(tmp_path: Path) -> None:
         found = [open_run(tmp_path / f"{strategy}-{name}").load_model().state_dict() for name in ("alone", "both")]
         largest = max(float((found[0][name].float() - found[1][name].float()).abs().max()) for name in found[0])
         assert largest < most, strategy
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_make_namespaces(), reason="network namespaces need root and the command ip")
+@pytest.mark.parametrize(("strategy", "most"), [("full", 1e-3), ("probe", 2e-2)])
+def test_two_hosts_train_on_shards_as_one_process(tmp_path: Path, strategy: str, most: float) -> None:
+    pack_shards(scan(write_colors(tmp_path / "colors", 30)), tmp_path / "shards", images_per_shard=10, inputs={})
+    options = ["--backbone", EMBEDDED_BACKBONE, "--input-size", 32, "--epochs", 2, "--batch-size", 8, "--strategy", strategy]
+    command = ["train", tmp_path / "shards", *options, "--json", "--out"]
+    alone = edgetl(*command, tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    with Hosts(2) as hosts:
+        endpoint = f"--rdzv-endpoint={hosts.address(0)}:29500"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", endpoint]
+        started = []
+        for number in range(2):
+            # Both hosts have the name of this machine, so that torchrun cannot find out which of them the endpoint names.
+            own = [f"--local-addr={hosts.address(number)}", f"--rdzv-conf=is_host={number == 0}", "-m", "edgetl.cli.app"]
+            # gloo connects to the address of this device; otherwise to that of the host name, which both hosts share.
+            environment = {**os.environ, "GLOO_SOCKET_IFNAME": "e0", "OMP_NUM_THREADS": "1"}
+            started.append(hosts.popen(number, *launch, *own, *command, tmp_path / "both", environment=environment))
+        outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert sum(bool(output) for output, _ in outputs) == 1, "only the first process prints"
+    runs = [open_run(tmp_path / name) for name in ("alone", "both")]
+    found = [run.load_model().state_dict() for run in runs]
+    assert max(float((found[0][name].float() - found[1][name].float()).abs().max()) for name in found[0]) < most
+    assert runs[0].record.validation.accuracy == runs[1].record.validation.accuracy
 
 
 @pytest.mark.slow
