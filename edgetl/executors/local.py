@@ -33,12 +33,14 @@ class Local:
     def __init__(self, processes: int, *, retries: int = RETRIES) -> None:
         self._processes, self._retries = processes, retries
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], /, *, failed: Callable[[Item, EngineError], Result] | None = None
+    ) -> Iterator[Result]:
         """Yield the results in the order of the items. Arguments and errors as in ``Executor.map``."""
         children = _Children()
         pool = ThreadPoolExecutor(self._processes)
         try:
-            futures = [pool.submit(self._run, children, function, item) for item in items]
+            futures = [pool.submit(self._result, children, function, item, failed) for item in items]
             waiting: set[Future[Any]] = set(futures)
             for future in futures:
                 while not future.done():
@@ -49,6 +51,16 @@ class Local:
         finally:
             children.stop()
             pool.shutdown(cancel_futures=True)
+
+    def _result(
+        self, children: _Children, function: Callable[[Item], Result], item: Item, failed: Callable[[Item, EngineError], Result] | None
+    ) -> Result:
+        try:
+            return self._run(children, function, item)
+        except EngineError as error:
+            if failed is None:
+                raise
+            return failed(item, error)
 
     def _run(self, children: _Children, function: Callable[[Item], Result], item: Item) -> Result:
         """Run a task in a child process, again if the process ends without a result."""

@@ -1,4 +1,4 @@
-"""Executor on a Ray cluster (Ray core): one task of one CPU for each item, on any host of the cluster. Only this module imports ray."""
+"""Executor on a Ray cluster (Ray core): one task for each item, on any host of the cluster. Only this module imports ray."""
 
 from __future__ import annotations
 
@@ -27,21 +27,29 @@ class Ray:
 
     Args:
         address: address of the cluster's head, ``HOST:PORT``; none starts Ray on this host for the duration of ``map``.
+        cpus: CPUs of each task.
         retries: attempts after the first one.
+
+    Raises:
+        MissingExtraError: ray is not installed.
     """
 
-    def __init__(self, address: str | None = None, *, retries: int = RETRIES) -> None:
-        self._address, self._retries = address, retries
+    def __init__(self, address: str | None = None, *, cpus: int = 1, retries: int = RETRIES) -> None:
+        if find_spec("ray") is None:
+            raise MissingExtraError("ray", "ray")
+        self._address, self._cpus, self._retries = address, cpus, retries
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], /, *, failed: Callable[[Item, EngineError], Result] | None = None
+    ) -> Iterator[Result]:
         """Yield the results in the order of the items. Arguments and errors as in ``Executor.map``.
 
         Raises:
-            ConfigError: the cluster cannot be reached.
-            MissingExtraError: ray is not installed.
+            ConfigError: the cluster cannot be reached, or none of its hosts has the CPUs of a task.
         """
         with _connected(self._address) as ray:
-            options = {"num_cpus": 1, "max_retries": self._retries, "retry_exceptions": True, "scheduling_strategy": "SPREAD"}
+            self._check_hosts(ray)
+            options = {"num_cpus": self._cpus, "max_retries": self._retries, "retry_exceptions": True, "scheduling_strategy": "SPREAD"}
             run = ray.remote(**options)(_outcome)
             waiting = deque(range(len(items)))
             running: dict[Any, int] = {}
@@ -49,12 +57,29 @@ class Ray:
             for index in range(len(items)):
                 while index not in results:
                     # Hosts join and fail meanwhile.
-                    while waiting and len(running) < max(1, int(ray.cluster_resources().get("CPU", 0)) - 1):
+                    while waiting and len(running) < max(1, (int(ray.cluster_resources().get("CPU", 0)) - 1) // self._cpus):
                         place = waiting.popleft()
                         running[run.remote(function, items[place], str(Path.cwd()))] = place
                     finished, _ = ray.wait(list(running), timeout=_POLL_S)
-                    results |= {running.pop(reference): self._result(ray, reference) for reference in finished}
+                    for reference in finished:
+                        place = running.pop(reference)
+                        try:
+                            results[place] = self._result(ray, reference)
+                        except EngineError as error:
+                            if failed is None:
+                                raise
+                            results[place] = failed(items[place], error)
                 yield results.pop(index)
+
+    def _check_hosts(self, ray: Any) -> None:
+        """Check that a task can start. One with one CPU waits for hosts that join later.
+
+        Raises:
+            ConfigError: all hosts have too few CPUs.
+        """
+        largest = max((int(host["Resources"].get("CPU", 0)) for host in ray.nodes() if host["Alive"]), default=0)
+        if 0 < largest < self._cpus:
+            raise ConfigError(f"--cpus-per-task {self._cpus}: the largest host of the Ray cluster has {largest} CPUs. Lower the number.")
 
     def _result(self, ray: Any, reference: Any) -> Any:
         try:
@@ -83,10 +108,7 @@ def _connected(address: str | None) -> Iterator[Any]:
 
     Raises:
         ConfigError: the cluster cannot be reached.
-        MissingExtraError: ray is not installed.
     """
-    if find_spec("ray") is None:
-        raise MissingExtraError("ray", "ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = importlib.import_module("ray")
     options = {} if address else {"include_dashboard": False}

@@ -34,6 +34,17 @@ def test_a_task_that_always_crashes_is_an_error_after_three_attempts() -> None:
         list(Local(1, retries=1).map(crash, [1]))
 
 
+def test_a_failed_task_gets_another_result_and_the_others_continue() -> None:
+    found = Local(2, retries=0).map(_crash_at_one, [0, 1, 2], failed=lambda item, error: f"{item}: {error}")
+    assert [str(item)[:40] for item in found] == ["0", "1: a task failed 1 times: its process en", "4"]
+
+
+def _crash_at_one(number: int) -> int:
+    if number == 1:
+        crash(number)
+    return square(number)
+
+
 def test_a_mistake_of_the_user_is_not_tried_again_and_stops_the_other_tasks(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder"):
         list(Local(2).map(_either, [tmp_path / "slow", tmp_path / "bad"]))

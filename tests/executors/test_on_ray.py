@@ -30,7 +30,7 @@ EDGETL = (sys.executable, "-c", "from edgetl.cli.app import main; main()")
 def test_missing_ray_is_an_error_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_ray, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"ray is not installed\. Install it with: pip install .*\[ray\]"):
-        list(executor_on("ray", 1).map(square, [1]))
+        list(executor_on("ray", None).map(square, [1]))
 
 
 def test_an_unknown_executor_is_an_error() -> None:
@@ -41,9 +41,9 @@ def test_an_unknown_executor_is_an_error() -> None:
 @pytest.mark.slow
 @needs_ray
 def test_results_on_one_host_are_in_order_and_a_mistake_of_the_user_is_final(tmp_path: Path) -> None:
-    assert list(executor_on("ray", 1).map(square, [0, 1, 2])) == [0, 1, 4]
+    assert list(executor_on("ray", None).map(square, [0, 1, 2])) == [0, 1, 4]
     with pytest.raises(DataError, match="there is no such folder"):
-        list(executor_on("ray", 1).map(refuse, [tmp_path / "calls"]))
+        list(executor_on("ray", None).map(refuse, [tmp_path / "calls"]))
     assert (tmp_path / "calls").read_text() == "call\n"
 
 

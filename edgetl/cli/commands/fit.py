@@ -14,6 +14,7 @@ from edgetl.cli.session import JsonOption, OverwriteOption, VerboseOption, out, 
 from edgetl.core.contract import Contract
 from edgetl.core.output.folders import check_output
 from edgetl.data.folder import check_folder
+from edgetl.executors.tasks import TaskConfig, tasks_of
 from edgetl.export.config import ExportConfig, FitConfig
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.ranking import RankConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 SHARED = ("include", "exclude", "weights_dir", "license_policy", "seed")
 
 
+@options_of(TaskConfig)
 @options_of(Contract)
 @options_of(TrainConfig, only=("strategy",))
 @options_of(ExportConfig, only=("max_drop", "format", "precision"))
@@ -52,13 +54,15 @@ def fit_command(
         contract=build(Contract, **part(Contract, values)),
         tries=tries,
     )
+    division = build(TaskConfig, **part(TaskConfig, values))
     if config.rank.weights_dir is not None:
         check_weights_dir(Path(config.rank.weights_dir))
     check_output(out_, inputs={"the folder of images": check_folder(data)}, overwrite=overwrite)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.export.backbone_search import fit
 
-        fitted = fit(data, config, out_, overwrite=overwrite, progress=progress)
+        tasks = tasks_of(division, progress)
+        fitted = fit(data, config, out_, overwrite=overwrite, tasks=tasks, progress=progress)
     if json_output:
         print_json(fitted.record)
         return

@@ -17,6 +17,7 @@ from edgetl.core.licenses import Policy
 from edgetl.core.output.folders import check_chart
 from edgetl.data.folder import check_folder
 from edgetl.errors import ConfigError
+from edgetl.executors.tasks import TaskConfig, tasks_of
 from edgetl.pretrain.options import DistillConfig
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import check_file
@@ -84,6 +85,7 @@ def models_command(
     print_json(catalogue) if json_output else _show_catalogue(catalogue)
 
 
+@options_of(TaskConfig)
 @options_of(RankConfig)
 def rank_command(
     context: typer.Context,
@@ -98,7 +100,8 @@ def rank_command(
     With --confirm, the best ones are also fine-tuned briefly.
     """
     need_extra("train")
-    config = build(RankConfig, **given(RankConfig, context, options))
+    config = build(RankConfig, **given(RankConfig, context, part(RankConfig, options)))
+    division = build(TaskConfig, **given(TaskConfig, context, part(TaskConfig, options)))
     check_folder(data)
     if config.weights_dir:
         check_weights_dir(Path(config.weights_dir))
@@ -107,7 +110,7 @@ def rank_command(
     from edgetl.train.workflows.rank import rank
 
     with working(json_output=json_output, verbose=verbose) as progress:
-        ranking = rank(data, config, progress=progress)
+        ranking = rank(data, config, tasks=tasks_of(division, progress), progress=progress)
     print_json(ranking) if json_output else _show_ranking(ranking, plot)
     if plot is not None:
         from edgetl.cli.charts import draw_ranking

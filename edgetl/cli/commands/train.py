@@ -35,6 +35,7 @@ from edgetl.core.results import validation_images
 from edgetl.core.system.child_process import child_environment, trusted_path
 from edgetl.data.groups import describe_grouping
 from edgetl.errors import ConfigError
+from edgetl.executors.tasks import TaskConfig, tasks_of
 from edgetl.train.config.options import CalibrationConfig, TrainConfig
 from edgetl.train.config.paths import training_inputs
 
@@ -69,6 +70,7 @@ class Launch(StrictModel):
     )
 
 
+@options_of(TaskConfig)
 @options_of(Launch)
 @options_of(TrainConfig, without=("pretrained",))
 def train_command(
@@ -89,15 +91,12 @@ def train_command(
     """Fine-tune a backbone on a folder of labeled images."""
     need_extra("train")
     launch = build(Launch, **given(Launch, context, part(Launch, options)))
+    division = build(TaskConfig, **given(TaskConfig, context, part(TaskConfig, options)))
     data, config = _requested(data, out_, launch, given(TrainConfig, context, part(TrainConfig, options)))
     inputs = training_inputs(data, config)
     if launch.preview is not None:
         check_chart(Path(launch.preview), "--preview", inputs=inputs)
-        with working(json_output=json_output, verbose=verbose) as progress:
-            from edgetl.train.workflows.preview import draw_preview
-
-            draw_preview(data, config, Path(launch.preview), progress=progress)
-        print_json({"preview": launch.preview}) if json_output else out.print(f"chart written to {escape(launch.preview)}", soft_wrap=True)
+        _draw_preview(data, config, Path(launch.preview), json_output=json_output, verbose=verbose)
         return
     if out_ is None:
         raise ConfigError("--out is missing. Add the folder for the run: --out RUN.")
@@ -106,9 +105,12 @@ def train_command(
     if launch.devices * launch.num_nodes > 1 and "RANK" not in os.environ:
         _become_many(launch.devices, launch.num_nodes)
     with working(json_output=json_output, verbose=verbose) as progress, _saved_work(out_):
-        from edgetl.train.workflows.train import train
+        from edgetl.train.workflows.train import train, train_in_tasks
 
-        run = train(data, config, out_, overwrite=overwrite, resume=launch.resume, progress=progress)
+        if tasks := tasks_of(division, progress):
+            run = train_in_tasks(data, config, out_, tasks, overwrite=overwrite, resume=launch.resume)
+        else:
+            run = train(data, config, out_, overwrite=overwrite, resume=launch.resume, progress=progress)
     if is_first_process():
         print_json(run.record) if json_output else show_run(run)
 
@@ -126,6 +128,15 @@ def _requested(data: Path | None, out_: Path | None, launch: Launch, options: di
             "the folder of images is missing. Use: edgetl train DATA --out RUN. Only --resume with a saved state works without DATA."
         )
     return data, build(TrainConfig, **options)
+
+
+def _draw_preview(data: Path, config: TrainConfig, chart: Path, *, json_output: bool, verbose: bool) -> None:
+    """Draw augmented training images, and print the path of the chart."""
+    with working(json_output=json_output, verbose=verbose) as progress:
+        from edgetl.train.workflows.preview import draw_preview
+
+        draw_preview(data, config, chart, progress=progress)
+    print_json({"preview": str(chart)}) if json_output else out.print(f"chart written to {escape(str(chart))}", soft_wrap=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType, TracebackType
 from typing import Any
 
+import threadpoolctl
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
@@ -51,6 +52,13 @@ def world_size() -> int:
 def rank() -> int:
     """Return the rank of this process. Only rank 0 writes files and reports."""
     return int(os.environ.get("RANK", "0"))
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the number of threads of torch, and of the linear algebra of NumPy, in this process. None changes nothing."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+        threadpoolctl.threadpool_limits(threads)
 
 
 def launch(device: str) -> Fabric:

@@ -6,15 +6,19 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from edgetl.core.bundle import is_run
 from edgetl.core.output.folders import check_side_folder, new_folder, remove_side_folder
 from edgetl.core.output.ownership import COMPARE_SUFFIX, holds_own
 from edgetl.core.progress import Progress, silent
 from edgetl.data.split import Splits
-from edgetl.errors import ConfigError
+from edgetl.errors import ConfigError, EngineError
+from edgetl.executors.tasks import Tasks
 from edgetl.train.artifacts.loading.lineage import seen_by_ancestors
 from edgetl.train.artifacts.record import Compared
 from edgetl.train.artifacts.run import Run, open_run
@@ -23,7 +27,8 @@ from edgetl.train.config.options import Strategy, TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.plan import FULL_UP_TO
 from edgetl.train.config.resolve import conflicts
-from edgetl.train.loop.processes import world_size
+from edgetl.train.config.tasks import scan_splits
+from edgetl.train.loop.processes import use_threads, world_size
 from edgetl.train.loop.resume import Job, differences, resume_command
 from edgetl.train.workflows.finetune import fine_tune
 
@@ -63,14 +68,95 @@ def compare(
         ConfigError: ``out`` exists, or the runs of another or stopped comparison exist.
         EdgetlError: an error of ``fine_tune``.
     """
+
+    def train_all(folders: dict[Strategy, Path]) -> list[Run]:
+        trained = partial(_train_one, overwrite=overwrite, resume=resume, progress=progress)
+        return [trained(splits, config.with_options(strategy=strategy), folder) for strategy, folder in folders.items()]
+
+    return _compare(splits, config, out, train_all, overwrite=overwrite, resume=resume)
+
+
+@dataclass(frozen=True)
+class StrategyTask:
+    """Task that trains with one strategy of a comparison.
+
+    Attributes:
+        config: options of the comparison.
+        strategy: strategy of the task.
+        data: folder of the images, which the task scans again.
+        out: run folder to write.
+        threads: threads of the training.
+        overwrite: replace ``out``.
+    """
+
+    config: TrainConfig
+    strategy: Strategy
+    data: Path
+    out: Path
+    threads: int
+    overwrite: bool
+
+
+def train_strategy(task: StrategyTask) -> None:
+    """Train with one strategy in a process of its own. A repeated task continues from the saved state of the first one."""
+    use_threads(task.threads)
+    splits = scan_splits(task.data, task.config)
+    # The comparison has checked the folder: the saved states in it are those of this task.
+    _train_one(splits, task.config.with_options(strategy=task.strategy), task.out, overwrite=task.overwrite, resume=True, progress=silent)
+
+
+def compare_in_tasks(splits: Splits, config: TrainConfig, out: Path, tasks: Tasks, *, overwrite: bool = False, resume: bool = False) -> Run:
+    """Compare strategies as ``compare`` does, with one task for each strategy. With the same number of threads, the result is the same.
+
+    Raises:
+        EngineError: the process of a task ended in all attempts. The finished runs are kept for ``resume``.
+        EdgetlError: as for ``compare``.
+    """
+
+    def train_all(folders: dict[Strategy, Path]) -> list[Run]:
+        items = [
+            StrategyTask(config, strategy, splits.folder.root, folder.absolute(), tasks.threads, overwrite)
+            for strategy, folder in folders.items()
+        ]
+        tasks.run("comparing strategies", train_strategy, items, failed=_name_strategy)
+        return [open_shared_run(item.out, f"the strategy {item.strategy}") for item in items]
+
+    return _compare(splits, config, out, train_all, overwrite=overwrite, resume=resume)
+
+
+def open_shared_run(run: Path, name: str) -> Run:
+    """Open a run that a task has written.
+
+    Args:
+        run: run folder.
+        name: description of the task, for the message.
+
+    Raises:
+        ConfigError: the task wrote the run into a folder of another host.
+    """
+    if not is_run(run):
+        raise ConfigError(
+            f"{run}: the run of {name} was written on another host, and is not here. The hosts of the cluster need a common file system "
+            f"for --out."
+        )
+    return open_run(run)
+
+
+def _name_strategy(task: StrategyTask, error: EngineError) -> NoReturn:
+    raise EngineError(f"strategy {task.strategy}: {error}") from error
+
+
+def _compare(
+    splits: Splits, config: TrainConfig, out: Path, train_all: Callable[[dict[Strategy, Path]], list[Run]], *, overwrite: bool, resume: bool
+) -> Run:
+    """Compare strategies. ``train_all`` trains each strategy into its folder, and returns the runs in the same order."""
     if world_size() > 1:
         raise ConfigError("--strategy compare runs in one process. Remove --devices and torchrun, or give one strategy.")
     started, work = time.monotonic(), out.with_name(f"{out.name}{COMPARE_SUFFIX}")
     with new_folder(out, inputs=training_inputs(splits.folder.root, config), overwrite=overwrite) as folder:
         _check_work_folder(work, out, overwrite=overwrite, resume=resume)
-        trained = partial(_train_one, overwrite=overwrite, resume=resume, progress=progress)
         strategies = compared_strategies(splits, scratch=_scratch_is_comparable(splits, config))
-        runs = [trained(splits, config.with_options(strategy=strategy), work / strategy) for strategy in strategies]
+        runs = train_all({strategy: work / strategy for strategy in strategies})
         table = tuple(_compared(run) for run in runs)
         best, reason = choose(table)
         _log.info("%s", reason)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from edgetl.core.output.folders import reserved
 from edgetl.core.progress import Progress, silent
+from edgetl.errors import ConfigError
+from edgetl.executors.tasks import Tasks
 from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
@@ -14,7 +16,7 @@ from edgetl.train.config.resolve import check_conflicts
 from edgetl.train.config.tasks import scan_splits
 from edgetl.train.loop.processes import rank
 from edgetl.train.workflows.anomaly.fit import fit_normal
-from edgetl.train.workflows.compare import compare
+from edgetl.train.workflows.compare import compare, compare_in_tasks
 from edgetl.train.workflows.finetune import fine_tune
 
 
@@ -53,3 +55,29 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
         splits = scan_splits(data, config, progress=progress)
         workflow = fit_normal if splits.folder.task == "anomaly" else compare if config.optim.strategy == "compare" else fine_tune
         return workflow(splits, config, out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+def train_in_tasks(data: Path, config: TrainConfig, out: Path, tasks: Tasks, *, overwrite: bool = False, resume: bool = False) -> Run:
+    """Compare strategies as ``train`` does with the strategy ``compare``. Each strategy is a task, and scans the images again.
+
+    Args:
+        data: as for ``train``.
+        config: training options with the strategy ``compare``.
+        out: run folder to write. The hosts of the tasks share it, the data and the weights.
+        tasks: execution of the strategies.
+        overwrite: as for ``train``.
+        resume: as for ``train``.
+
+    Raises:
+        ConfigError: also for another strategy, and for the task ``anomaly``.
+        EngineError: the process of a task ended in all attempts.
+        EdgetlError: as for ``train``.
+    """
+    if config.optim.strategy != "compare":
+        raise ConfigError("--on and --processes need --strategy compare: each compared strategy is a task. Remove the option.")
+    check_conflicts(config)
+    with reserved(out, inputs=training_inputs(data, config), overwrite=overwrite):
+        splits = scan_splits(data, config, progress=tasks.progress)
+        if splits.folder.task == "anomaly":
+            raise ConfigError("--on and --processes: the task anomaly has no strategies to compare. Remove the option.")
+        return compare_in_tasks(splits, config, out, tasks, overwrite=overwrite, resume=resume)

@@ -115,7 +115,8 @@ def predict_command(
         if config.heat_maps is not None:
             raise ConfigError("--heat-maps cannot be combined with --out. Remove one of them.")
         shard, processes = _division(many)
-        executor = executor_on(many.on, processes) if shard.count > 1 and many.shard is None else None
+        local = processes if many.on == LOCAL else None
+        executor = executor_on(many.on, local) if shard.count > 1 and many.shard is None else None
         with working(json_output=json_output, verbose=verbose) as progress:
             threads = config.threads or (1 if many.on != LOCAL else max(1, available_cores() // processes))
             model = ScoringModel(bundle=bundle, variant=config.variant, tuning=config.tuning, trial=config.trial)
