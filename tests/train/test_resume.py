@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,12 @@ import pytest
 
 from edgetl.errors import CancelledError, ConfigError, StoppedError
 from edgetl.train.artifacts.run import open_run
-from edgetl.train.config.options import TrainConfig
 from edgetl.train.loop.resume import describe_saved, find_job, resume_command
 from edgetl.train.workflows.train import train
 from tests.command import Command, edgetl
+from tests.train.conftest import small_config
 
-SMALL: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "pretrained": False,
-    "input_size": (32, 32),
-    "val": 0.25,
-    "test": 0.25,
-    "workers": 0,
-    "epochs": 3,
-    "batch_size": 8,
-    "augmented_views": 1,
-    "patience": 100,
-    "strategy": "full",
-    "checkpoint_s": 0.001,
-}
-
-
-def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.from_options(**{**SMALL, **changes})
+_config = partial(small_config, epochs=3, batch_size=8, augmented_views=1, strategy="full", checkpoint_s=0.001)
 
 
 def _stop_at(step: int, number: signal.Signals) -> Any:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from edgetl.data.shards.index import SplitRule
 from edgetl.data.shards.scan import scan_shards
 from edgetl.errors import ConfigError, DataError, MissingExtraError, StoppedError
 from edgetl.train.artifacts.run import open_run
-from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.sharding import conflicts
 from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
 from edgetl.train.heads.linear import fit_penalized, spread
@@ -38,21 +38,11 @@ from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colors
 from tests.namespaces import Hosts, can_make_namespaces
+from tests.train.conftest import small_config
 
 pytest.importorskip("webdataset")
 
-SMALL: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "pretrained": False,
-    "input_size": (32, 32),
-    "val": 0.25,
-    "test": 0.25,
-    "workers": 0,
-    "epochs": 3,
-    "batch_size": 4,
-    "patience": 100,
-    "checkpoint_s": 0.001,
-}
+_config = partial(small_config, epochs=3, batch_size=4, checkpoint_s=0.001)
 SPEC = PreprocessSpec(input_size=(32, 32))
 
 
@@ -61,10 +51,6 @@ def shards(colors: Path, tmp_path: Path) -> Path:
     """Four shards of nine images."""
     pack_shards(scan(colors), tmp_path / "shards", images_per_shard=9, inputs={})
     return tmp_path / "shards"
-
-
-def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.from_options(**{**SMALL, **changes})
 
 
 def _stop(stage: str, at: int) -> Any:

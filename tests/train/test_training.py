@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -17,30 +17,15 @@ from edgetl.core.results import wilson
 from edgetl.errors import ConfigError, LicenseError
 from edgetl.train.artifacts.record import Compared
 from edgetl.train.artifacts.run import Run, open_run
-from edgetl.train.config.options import TrainConfig
 from edgetl.train.continual.teacher import TEMPERATURE, Distillation, Teacher
 from edgetl.train.loop.losses import StepOutputs
 from edgetl.train.workflows.compare import choose
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colors
+from tests.train.conftest import small_config
 
-SMALL: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "pretrained": False,
-    "input_size": (32, 32),
-    "val": 0.25,
-    "test": 0.25,
-    "workers": 0,
-    "epochs": 2,
-    "batch_size": 8,
-    "augmented_views": 1,
-    "patience": 100,
-}
-
-
-def _config(**changes: object) -> TrainConfig:
-    return TrainConfig.from_options(**{**SMALL, **changes})
+_config = partial(small_config, epochs=2, batch_size=8, augmented_views=1)
 
 
 def _row(strategy: str, right: int, n: int = 100) -> Compared:

@@ -29,6 +29,7 @@ MOST_LISTED = 5_000
 # Training images of each class that are listed in any case.
 LEAST_OF_CLASS = 10
 MIN_IMAGES = 2
+GROUPING = "field group of the shards; listed images only"
 
 _Listed: TypeAlias = tuple[float, str, ByteRange, Member]
 
@@ -173,7 +174,8 @@ def _listed_images(scanned: _Scanned, shards: ShardSet, progress: Progress) -> I
     listed = Counter(sample.part for sample in samples)
     notes = (_note(shards, {part: listed[part] for part in PARTS}),)
     log_notes(notes)
-    folder = ImageFolder(root, shards.labels, tuple(samples), tuple(broken), notes=notes)
+    grouping = GROUPING if any(sample.group for sample in samples) else ""
+    folder = ImageFolder(root, shards.labels, tuple(samples), tuple(broken), notes=notes, grouping=grouping)
     check_broken(folder)
     return folder
 
