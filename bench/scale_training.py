@@ -1,13 +1,16 @@
-"""Training from shards at scale: accuracy against folders, memory, resume after a kill, and two processes.
+"""Training from shards at scale: accuracy against folders, memory and time by size, resume after a kill, and two processes.
 
 ``python -m bench.scale_training --work DIR --shards 1000`` makes variations (crops, flips and brightness) of the photographs of trashnet,
-64 pixels, 100 images per shard, and keeps them in DIR. All variations of a photograph are in one split. Parts:
+64 pixels, 100 images per shard, and keeps them in DIR. All variations of a photograph are in one split. The network is the embedded
+backbone with an input of 32 pixels. Parts:
 
-- ``accuracy``: test accuracy of shards and of a folder with the same images and splits, for each strategy and seed.
-- ``memory``: peak resident memory of a training from a tenth of the shards and from all of them. Use 100 shards or more: below 200
-  images torch computes the features instead of OpenVINO, and up to 33,000 images the number of listed images grows.
-- ``resume``: a training is killed (SIGKILL) at random moments and resumed, and its weights are compared with an undisturbed one.
-- ``processes``: weights after a training with two processes and with one, with the same batches.
+- ``accuracy``: accuracy of shards and of a folder on the same test images, for each strategy. Each seed has its own splits, the same for
+  both.
+- ``memory``: largest memory and time of a training from a hundredth and a tenth of the shards, and from all of them. Fine-tuning takes 60
+  steps. Use 1,000 shards: a run lists up to 5,000 images of each split, and below 33,000 images this number grows.
+- ``resume``: a training from 20 shards is killed (SIGKILL) at random moments and resumed, and its weights are compared with an undisturbed
+  one.
+- ``processes``: weights after a training from 20 shards with two processes and with one, with the same batches.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import shutil
@@ -23,23 +27,29 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageEnhance
 
+from bench.memory import Peak, watch
 from bench.paths import SHARED
+from edgetl.core.files.byte_ranges import open_range, range_path
 from edgetl.core.system.host import describe_host, versions
-from edgetl.data.shards.index import SplitRule, fraction
+from edgetl.data.predictions import PREDICTIONS_NAME, parse_predictions
+from edgetl.data.shards.index import SplitRule
+from edgetl.data.shards.members import Annotation, read_members
 from edgetl.train.artifacts.run import open_run
 
 IMAGES_PER_SHARD, SIDE = 100, 64
 PARTS = ("accuracy", "memory", "resume", "processes")
-# The embedded backbone at the size of the images.
-OPTIONS = ("--backbone", "edgetl_small", "--input-size", str(SIDE), "--augmented-views", "1", "--allow-leakage")
-FINE_TUNING = ("--strategy", "full", "--epochs", "1", "--mixup", "0")
-RULE = SplitRule(seed=0, val=0.15, test=0.15)
+# Shards of a training that is killed, and of one with two processes.
+FEW_SHARDS, FEW_STEPS = 20, 60
+OPTIONS = ("--backbone", "edgetl_small", "--input-size", "32", "--augmented-views", "1", "--allow-leakage")
+PROBE = ("--strategy", "probe")
 
 
 def main() -> None:
@@ -48,6 +58,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for images and runs")
     parser.add_argument("--shards", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1000, help="steps of fine-tuning for the accuracy")
+    parser.add_argument("--strategies", nargs="+", choices=("probe", "full"), default=("probe", "full"))
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     given = parser.parse_args()
@@ -55,7 +67,7 @@ def main() -> None:
         parser.exit(2, f"Nothing was measured: the reference images are not at {SHARED}. Set EDGETL_SHARED to their folder.\n")
     print(describe_host())
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
-    make_shards(given.work / "shards", given.shards)
+    make_shards(given.work / "shards", max(given.shards, FEW_SHARDS))
     print(f"{given.shards} shards of {IMAGES_PER_SHARD} images, {SIDE} pixels")
     for part in given.parts:
         {"accuracy": accuracy, "memory": memory, "resume": resume, "processes": processes}[part](given)
@@ -81,12 +93,9 @@ def _members(photos: list[Path], number: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(number)
     for place in range(IMAGES_PER_SHARD):
         photo, key = rng.choice(photos), f"{number:05d}-{place:03d}"
-        group = f"{photo.parent.name}/{photo.stem}"
-        where = fraction(f"{RULE.seed} {group}")
-        part = "test" if where < RULE.test else "val" if where < RULE.test + RULE.val else "train"
         yield f"{key}.jpg", _variation(photo, rng)
         yield f"{key}.cls", photo.parent.name.encode()
-        yield f"{key}.json", json.dumps({"group": group, "split": part}).encode()
+        yield f"{key}.json", json.dumps({"group": f"{photo.parent.name}/{photo.stem}"}).encode()
 
 
 def _variation(photo: Path, rng: random.Random) -> bytes:
@@ -103,19 +112,25 @@ def _variation(photo: Path, rng: random.Random) -> bytes:
     return data.getvalue()
 
 
-def train(source: str | Path, out: Path, *options: str, processes: int = 1) -> tuple[float, float]:
-    """Train, and return the test accuracy and the peak resident memory in MB."""
-    started = start(source, out, *options, "--overwrite", processes=processes)
-    _, status, usage = os.wait4(started.pid, 0)
-    if status:
-        raise SystemExit(f"edgetl train ended with {os.waitstatus_to_exitcode(status)}. Its messages are in {out}.log")
-    test = open_run(out).record.test
-    assert test is not None
-    return test.accuracy.value, usage.ru_maxrss * 1024 / 1e6
+def train(source: str | Path, out: Path, *options: str, processes: int = 1) -> Peak:
+    """Train, and return the largest memory. Results of a scan of other shards are not read."""
+    with tempfile.TemporaryDirectory() as cache:
+        started = start(source, out, *options, "--overwrite", processes=processes, cache=cache)
+        peak = watch(started)
+    if started.returncode:
+        raise SystemExit(f"edgetl train ended with {started.returncode}. Its messages are in {out}.log")
+    return peak
 
 
-def start(source: str | Path, out: Path, *options: str, processes: int = 1) -> subprocess.Popen[bytes]:
-    """Start a training."""
+def fine_tuning(work: Path, steps: int) -> tuple[str, ...]:
+    """Return the options of a fine-tuning from a random head, because a folder and shards fit the head to different numbers of images."""
+    recipe = work / f"steps-{steps}.toml"
+    recipe.write_text(f"fit_head = false\nsteps = {steps}\n")
+    return "--strategy", "full", "--recipe", str(recipe), "--mixup", "0"
+
+
+def start(source: str | Path, out: Path, *options: str, processes: int = 1, cache: str | None = None) -> subprocess.Popen[bytes]:
+    """Start a training. ``cache`` is the folder of the results of scans."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     command = [
         sys.executable,
@@ -131,8 +146,9 @@ def start(source: str | Path, out: Path, *options: str, processes: int = 1) -> s
         *OPTIONS,
         *options,
     ]
+    environment = {**os.environ, "XDG_CACHE_HOME": cache} if cache else None
     with out.with_name(f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
 def pattern(given: argparse.Namespace, count: int) -> str:
@@ -141,57 +157,86 @@ def pattern(given: argparse.Namespace, count: int) -> str:
 
 
 def accuracy(given: argparse.Namespace) -> None:
-    """Print the test accuracy of shards and of a folder."""
+    """Print the accuracy of shards and of a folder on the test images that the training from shards evaluates."""
     folder = given.work / "folder"
-    _unpack(given, folder)
-    print("accuracy: strategy, seed, folder, shards, difference")
-    for strategy in (("--strategy", "probe"), FINE_TUNING):
+    images = _unpack(given, folder)
+    print("accuracy: strategy, seed, test images, folder, shards, difference (standard error)")
+    for name in given.strategies:
+        options = PROBE if name == "probe" else fine_tuning(given.work, given.steps)
         differences = []
-        for seed in map(str, range(given.seeds)):
-            options = (*strategy, "--seed", seed)
-            values = [train(source, given.work / "run", *options)[0] for source in (folder, pattern(given, given.shards))]
-            differences.append(values[1] - values[0])
-            print(f"  {strategy[1]:6} {seed} {values[0]:.4f} {values[1]:.4f} {differences[-1]:+.4f}", flush=True)
-        print(f"  {strategy[1]:6} mean difference {sum(differences) / len(differences):+.4f}")
+        for seed in range(given.seeds):
+            table = _write_splits(given.work / f"splits-{seed}.csv", images, seed)
+            found = []
+            for source, own in ((folder, ("--labels", str(table))), (pattern(given, given.shards), ())):
+                start(source, given.work / "run", *options, *own, "--seed", str(seed), "--overwrite").wait()
+                found.append(_correct(given.work / "run"))
+            pairs = np.array([(found[0][key], right) for key, right in found[1].items()], float)
+            difference = pairs[:, 1] - pairs[:, 0]
+            differences.append(difference.mean())
+            error = difference.std() / math.sqrt(len(difference))
+            means = f"{pairs[:, 0].mean():.4f} {pairs[:, 1].mean():.4f} {differences[-1]:+.4f} ({error:.4f})"
+            print(f"  {name:6} {seed} {len(pairs):,} {means}", flush=True)
+        print(f"  {name:6} mean difference {np.mean(differences):+.4f}, standard deviation over the seeds {np.std(differences):.4f}")
 
 
-def _unpack(given: argparse.Namespace, folder: Path) -> None:
-    """Write the images of the shards as class folders of ready-made splits."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for number in range(given.shards):
-        with tarfile.open(given.work / "shards" / f"{number:05d}.tar") as archive:
-            found = {info.name: archive.extractfile(info).read() for info in archive}  # type: ignore[union-attr]
-        for name in (name for name in found if name.endswith(".jpg")):
-            stem = name.removesuffix(".jpg")
-            path = folder / json.loads(found[f"{stem}.json"])["split"] / found[f"{stem}.cls"].decode() / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(found[name])
+def _correct(run: Path) -> dict[str, bool]:
+    """Return for the key of each test image whether its prediction is right."""
+    rows = parse_predictions((run / PREDICTIONS_NAME).read_text("utf-8"))
+    return {Path(row.file).stem: row.label == row.prediction for row in rows if row.split == "test"}
+
+
+def _unpack(given: argparse.Namespace, folder: Path) -> list[tuple[str, Annotation]]:
+    """Write the images of the shards as files, unless that is done. Return their paths below ``folder``, and their classes and groups."""
+    images = []
+    for shard in (given.work / "shards" / f"{number:05d}.tar" for number in range(given.shards)):
+        members = list(read_members(shard))
+        images += [(f"{shard.stem}/{member.name}", member.annotation) for member in members]
+        if not (folder / shard.stem).is_dir():
+            partial = folder / f"{shard.stem}.partial"
+            partial.mkdir(parents=True, exist_ok=True)
+            for member in members:
+                with open_range(range_path(member.part, member.name)) as (file, size):
+                    (partial / member.name).write_bytes(file.read(size))
+            partial.rename(folder / shard.stem)
+    return images
+
+
+def _write_splits(table: Path, images: list[tuple[str, Annotation]], seed: int) -> Path:
+    """Write a label table with the splits that a training from shards with ``seed`` has."""
+    rule = SplitRule(seed=seed, val=0.15, test=0.15)
+    rows = (f"{name},{found.label},{rule.part_of(Path(name).stem, found)}\n" for name, found in images)
+    table.write_text("file,label,split\n" + "".join(rows))
+    return table
 
 
 def memory(given: argparse.Namespace) -> None:
-    """Print the peak memory of a tenth of the shards and of all shards."""
-    print("memory: strategy, images, peak MB, ratio")
-    for strategy in (("--strategy", "probe"), FINE_TUNING):
-        first = 0.0
-        for count in (given.shards // 10, given.shards):
-            _, peak = train(pattern(given, count), given.work / "run", *strategy)
-            first = first or peak
-            print(f"  {strategy[1]:6} {count * IMAGES_PER_SHARD:7,} {peak:.0f} {peak / first:.3f}", flush=True)
+    """Print the largest memory and the time of a hundredth and a tenth of the shards and of all shards."""
+    print("memory: strategy, images, anonymous MB, resident MB, seconds")
+    for name in given.strategies:
+        options = PROBE if name == "probe" else fine_tuning(given.work, FEW_STEPS)
+        peaks = []
+        for count in sorted({max(1, given.shards // part) for part in (100, 10, 1)}):
+            begun = time.monotonic()
+            peaks.append(train(pattern(given, count), given.work / "run", *options))
+            images, seconds = count * IMAGES_PER_SHARD, time.monotonic() - begun
+            print(f"  {name:6} {images:7,} {peaks[-1].anonymous:.0f} {peaks[-1].resident:.0f} {seconds:.0f}", flush=True)
+        ratios = [last / first for last, first in zip(peaks[-1], peaks[-2], strict=True)] if len(peaks) > 1 else [1.0, 1.0]
+        print(f"  {name:6} all shards against a tenth: anonymous {ratios[0]:.3f}, resident {ratios[1]:.3f}")
 
 
 def resume(given: argparse.Namespace) -> None:
     """Kill a training at random moments, resume it, and compare its weights with those of an undisturbed one."""
     rng = random.Random(0)
-    for strategy in (("--strategy", "probe"), (*FINE_TUNING, "--checkpoint-s", "1")):
+    for strategy in (PROBE, (*fine_tuning(given.work, FEW_STEPS), "--checkpoint-s", "1")):
         started = time.monotonic()
-        source, whole, out = pattern(given, given.shards), given.work / "whole", given.work / "killed"
+        source, whole, out = pattern(given, FEW_SHARDS), given.work / "whole", given.work / "killed"
         shutil.rmtree(out, ignore_errors=True)  # of the other strategy: --resume does not replace it
         train(source, whole, *strategy)
         seconds, kills, options = time.monotonic() - started, 0, ["--overwrite"]
         while True:
             process = start(source, out, *strategy, *options)
             try:
-                code = process.wait(rng.uniform(0.4, 0.9) * seconds if kills < given.kills else None)
+                code = process.wait(rng.uniform(0.1, 0.95) * seconds if kills < given.kills else None)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -207,12 +252,15 @@ def resume(given: argparse.Namespace) -> None:
 
 def processes(given: argparse.Namespace) -> None:
     """Compare a training with two processes with one."""
-    for strategy in (("--strategy", "probe"), FINE_TUNING):
+    for strategy in (PROBE, fine_tuning(given.work, FEW_STEPS)):
         out = [given.work / f"processes-{count}" for count in (1, 2)]
-        values = [train(pattern(given, given.shards), path, *strategy, processes=count)[0] for count, path in enumerate(out, start=1)]
-        states = [open_run(path).load_model().state_dict() for path in out]
+        for count, path in enumerate(out, start=1):
+            train(pattern(given, FEW_SHARDS), path, *strategy, processes=count)
+        runs = [open_run(path) for path in out]
+        states = [run.load_model().state_dict() for run in runs]
         largest = max(float((states[0][name].float() - states[1][name].float()).abs().max()) for name in states[0])
-        print(f"processes: {strategy[1]}, test accuracy {values[0]:.4f} and {values[1]:.4f}, largest difference of a weight {largest:.1e}")
+        found = " and ".join(f"{run.record.test.accuracy.value:.4f}" for run in runs if run.record.test)
+        print(f"processes: {strategy[1]}, test accuracy {found}, largest difference of a weight {largest:.1e}")
 
 
 if __name__ == "__main__":
