@@ -2,6 +2,8 @@
 
 ``python -m bench.accuracy.anomaly`` compares the scores by patches, by whole images, and by both, and a memory bank of patches (k-NN). The
 features of each image set are computed once. ``--export`` trains, exports and evaluates bundles on the test images of some sets instead.
+``--calibration`` compares int8 files of the first quantization attempt that are calibrated on normal images only, and also on copies with
+confetti noise.
 
 Defect sets: 120 normal training images, 40 normal test images, and the remaining images with a scratch, a spot, a missing piece, or a
 pasted piece. They are drawn at random with a fixed seed. Class sets: 80 images of each class, of which 70 % are for training. The test has
@@ -23,11 +25,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from bench.paths import SHARED
+from edgetl.core.manifest import Format
 from edgetl.core.metrics import auroc
 from edgetl.core.output_decoding import anomaly_outputs
+from edgetl.core.progress import silent
 from edgetl.data.folder import Sample, scan_unlabeled
-from edgetl.data.loading import batches
+from edgetl.data.loading import PixelSet, batches, truth_of
+from edgetl.export import ExportConfig, export_bundle
+from edgetl.export.context import ExportContext, open_files, prepare
+from edgetl.export.formats import FORMATS, SOURCE_FORMAT
+from edgetl.export.gate.agreement import outputs_of
+from edgetl.export.gate.anomalies import score_correlation
+from edgetl.export.quantize.attempts import QuantizerInput
+from edgetl.train import train
 from edgetl.train.artifacts.loading.load import load_backbone
+from edgetl.train.artifacts.run import Run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.heads.distances.fit import fit_distributions, fit_weights
 from edgetl.train.heads.distances.modules import DistanceNetwork, describe_network
@@ -252,32 +264,74 @@ def compare(most: int) -> None:
 # ---- bundles
 
 
-def export(wanted: Sequence[str]) -> None:
-    """Train, export and print the AUROC of each variant on the test images. ``wanted``: defect sets, and classes as ``SET:CLASS``."""
-    from edgetl.export import ExportConfig, export_bundle
-    from edgetl.train import TrainConfig, train
-
-    print("| normal images | anomalies | trained | onnx fp32 | onnx int8 | openvino fp32 | openvino int8 | false alarms | detected |")
-    print(f"|{'---|' * 9}")
+def trained_detectors(wanted: Sequence[str]) -> Iterator[tuple[str, str, Run]]:
+    """Yield name, kind of anomalies and run of the detectors of ``wanted``: defect sets, and classes as ``SET:CLASS``."""
     for name in wanted:
         with tempfile.TemporaryDirectory() as work:
             data, (group, _, label) = Path(work) / "data", name.partition(":")
             write_class_set(group, label, data) if label else write_defect_set(name, data)
-            for kind in ("all", "defects"):
-                if kind == "defects" and label:
-                    continue
+            for kind in ("all",) if label else ("all", "defects"):
                 config = TrainConfig.from_options(task="anomaly", backbone=WEIGHTS, val=0.2, test=0.3, anomalies=kind)
-                run = train(data, config, Path(work) / f"run-{kind}")
-                bundle = export_bundle(run.path, ExportConfig(allow_missing=True), Path(work) / f"bundle-{kind}")
-                tests = {item.name: item.test for item in bundle.manifest.variants}
-                shown = [tests.get(f"{format_}-{precision}") for format_ in ("onnx", "openvino") for precision in ("fp32", "int8")]
-                test = run.record.test
-                assert test is not None and test.anomaly is not None
-                cells = [f"{item.value:.3f}" if item else "rejected" for item in (test.score, *shown)]
-                rates = [f"{item.value:.3f}" for item in (test.anomaly.false_alarms, test.anomaly.detected)]
-                print(f"| {name} | {kind} | {' | '.join([*cells, *rates])} |", flush=True)
-                for item in bundle.manifest.rejected:
-                    print(f"{item.name}: {item.reason}", flush=True)
+                yield name, kind, train(data, config, Path(work) / f"run-{kind}")
+
+
+def export(wanted: Sequence[str]) -> None:
+    """Train, export and print the AUROC of each variant on the test images. ``wanted``: as for ``trained_detectors``."""
+    print("| normal images | anomalies | trained | onnx fp32 | onnx int8 | openvino fp32 | openvino int8 | false alarms | detected |")
+    print(f"|{'---|' * 9}")
+    for name, kind, run in trained_detectors(wanted):
+        with tempfile.TemporaryDirectory() as work:
+            bundle = export_bundle(run.path, ExportConfig(allow_missing=True), Path(work) / "bundle")
+        variants = {item.name: item for item in bundle.manifest.variants}
+        shown = [variants.get(f"{format_}-{precision}") for format_ in ("onnx", "openvino") for precision in ("fp32", "int8")]
+        test = run.record.test
+        assert test is not None and test.anomaly is not None
+        cells = [f"{test.score.value:.3f}", *(f"{item.test.value:.3f}" if item and item.test else "rejected" for item in shown)]
+        rates = [f"{item.value:.3f}" for item in (test.anomaly.false_alarms, test.anomaly.detected)]
+        print(f"| {name} | {kind} | {' | '.join([*cells, *rates])} |", flush=True)
+        for item in shown:
+            if item and item.attempts:
+                correlation = f"score correlation {item.agreement.score_correlation:.3f}"
+                print(f"{item.name}: {item.attempts[-1].method}; {len(item.attempts)} attempts, {correlation}", flush=True)
+        for rejected in bundle.manifest.rejected:
+            print(f"{rejected.name}: {rejected.reason}", flush=True)
+
+
+def compare_calibrations(wanted: Sequence[str]) -> None:
+    """Print the AUROC drop on the test images, and the score correlations of the accuracy gate, of int8 files with each calibration."""
+    print("| normal images | anomalies | calibration | file | AUROC drop | correlation, normal | correlation, confetti |")
+    print(f"|{'---|' * 7}")
+    for name, kind, run in trained_detectors(wanted):
+        with tempfile.TemporaryDirectory() as work:
+            context = prepare(run, ExportConfig(allow_missing=True), Path(work), silent)
+            context.write_source()
+            normal = PixelSet([item for item in context.calibration.samples if item.synthetic is None], context.gate.spec)
+            trained = _outputs(context, SOURCE_FORMAT, [context.source])
+            for title, images in (("normal", normal), ("with confetti", context.calibration)):
+                for format_, backend in FORMATS.items():
+                    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as target:
+                        ends = 2 if kind == "all" else 1
+                        given = QuantizerInput(context.source, [row[None] for rows in images.batches() for row in rows], Path(folder), ends)
+                        quantizer = backend.quantizer(given)
+                        files = quantizer.quantize(quantizer.attempts("here")[0], Path(target))
+                        found = _outputs(context, format_, files)
+                    cells = [auroc_of(context.test, trained["test"]) - auroc_of(context.test, found["test"])]
+                    cells += [score_correlation(trained[part], found[part]) for part in ("normal", "confetti")]
+                    print(f"| {name} | {kind} | {title} | {format_} | {' | '.join(f'{cell:.4f}' for cell in cells)} |", flush=True)
+
+
+def _outputs(context: ExportContext, format_: Format, files: list[Path]) -> dict[str, NDArray[np.float32]]:
+    normal = PixelSet([item for item in context.gate.samples if item.label == 0], context.gate.spec)
+    logits = open_files(format_, files)
+    return {
+        part: outputs_of(logits, images)
+        for part, images in (("test", context.test), ("normal", normal), ("confetti", context.confetti.images))
+    }
+
+
+def auroc_of(images: PixelSet, outputs: NDArray[np.float32]) -> float:
+    """Return the AUROC of heat maps ``[n, positions]`` for ``images``."""
+    return auroc(truth_of(images.samples) > 0, anomaly_outputs(outputs))
 
 
 def main() -> None:
@@ -285,8 +339,12 @@ def main() -> None:
     default = [*DEFECT_SETS, "trashnet:paper", "sign-digits:0", "pacs/photo:dog"]
     parser.add_argument("--export", nargs="*", metavar="SET", help=f"bundles of these sets [default: {' '.join(default)}]")
     parser.add_argument("--per-class", type=int, default=80, help="images of each class of a class set")
+    parser.add_argument("--calibration", nargs="*", metavar="SET", help="int8 files of these sets [default: as for --export]")
     given = parser.parse_args()
-    compare(given.per_class) if given.export is None else export(given.export or default)
+    if given.calibration is not None:
+        compare_calibrations(given.calibration or default)
+    else:
+        compare(given.per_class) if given.export is None else export(given.export or default)
 
 
 if __name__ == "__main__":

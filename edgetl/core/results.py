@@ -85,12 +85,11 @@ class Agreement(StrictModel):
     Attributes:
         n: number of compared images.
         max_relative_error: largest difference of a logit, relative to the largest logit.
-        top1_agreement: ratio of images with the same prediction: top class, number within the tolerance, or ordinal level. Multi-label:
-            ratio of equal decisions (images times labels).
+        top1_agreement: ratio of images with the same class, number (within the tolerance) or level; of equal decisions on labels.
         confident_n: number of images (decisions) with a confident prediction of the trained model, such as a top score of at least 0.6.
         confident_agreement: ratio of these images with the same prediction; 1 if there are none.
-        median_cosine: median over the images of the cosine similarity between the outputs of both models. The trained model's mean output
-            is subtracted from both. Only for several labels.
+        median_cosine: median over the images of the cosine similarity of the outputs minus the trained model's mean; for several labels.
+        score_correlation: anomaly detection: the smaller correlation with the trained scores, on normal images and with confetti noise.
     """
 
     n: int
@@ -99,6 +98,7 @@ class Agreement(StrictModel):
     confident_n: int
     confident_agreement: float
     median_cosine: float | None = None
+    score_correlation: float | None = None
 
 
 class UnlabeledAgreement(StrictModel):

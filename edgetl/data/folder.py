@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from edgetl.core.files.names import label_problem, printable
 from edgetl.core.images.intensity import Levels
@@ -36,6 +36,20 @@ MIN_IMAGES_PER_CLASS = 2
 
 
 @dataclass(frozen=True, slots=True)
+class SyntheticDefect:
+    """Synthetic defect of a normal image.
+
+    Attributes:
+        kind: ``cut-paste`` is a piece of the image at another place. ``confetti`` is three rectangles of random colors.
+            ``small-confetti`` is one small rectangle.
+        copy: number of the copy of the image. Copies have different defects.
+    """
+
+    kind: Literal["cut-paste", "confetti", "small-confetti"]
+    copy: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """Readable image with its label.
 
@@ -49,7 +63,7 @@ class Sample:
         group: key of the group. All images of a group stay in one split. Empty for an image without a group.
         levels: smallest and largest value of an image with more than 8 bits per channel; none for other images.
         facts: size, brightness, perceptual hash and more; none for a sample that no scan made.
-        synthetic: true if a synthetic defect is drawn on the image after it is decoded (``edgetl.data.anomalies.defects``).
+        synthetic: defect that is drawn on the image after it is decoded (``edgetl.data.anomalies.defects``).
     """
 
     path: Path
@@ -60,7 +74,7 @@ class Sample:
     group: str = ""
     levels: Levels | None = None
     facts: ImageFacts | None = None
-    synthetic: bool = False
+    synthetic: SyntheticDefect | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.preprocess import PreprocessSpec, normalize, preprocess, to_pixels
+from edgetl.core.preprocess import PreprocessSpec, normalize, to_pixels
 from edgetl.core.system.threads import map_ahead
-from edgetl.data.anomalies.defects import read_sample
+from edgetl.data.anomalies.defects import read_pixels, read_sample
 from edgetl.data.folder import Sample
 from edgetl.errors import ConfigError
 
@@ -47,7 +47,7 @@ def batches(
 
 def pixel_batches(samples: Sequence[Sample], spec: PreprocessSpec, *, batch_size: int = 32) -> Iterator[NDArray[np.uint8]]:
     """Yield batches of resized and cropped pixels, uint8 ``[batch, H, W, 3]``, RGB, as ``batches`` does."""
-    yield from _stacked(samples, spec, batch_size, _evaluation_pixels)
+    yield from _stacked(samples, spec, batch_size, read_pixels)
 
 
 def _stacked(
@@ -66,11 +66,9 @@ def _stacked(
 
 
 def _evaluation_view(sample: Sample, spec: PreprocessSpec) -> NDArray[np.float32]:
-    return preprocess(read_sample(sample, spec), spec)
-
-
-def _evaluation_pixels(sample: Sample, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    return np.asarray(to_pixels(read_sample(sample, spec), spec))
+    out = np.empty((3, *spec.input_size), np.float32)
+    normalize(read_pixels(sample, spec), spec, out)
+    return out
 
 
 class PixelSet:
@@ -118,7 +116,7 @@ class PixelSet:
     def _decode(self, sample: Sample) -> list[NDArray[np.uint8]]:
         """Return the pixels of an image, or of its random crops."""
         if not self.crops:
-            return [_evaluation_pixels(sample, self.spec)]
+            return [read_pixels(sample, self.spec)]
         image = read_sample(sample, self.spec)
         random = np.random.default_rng(int(sample.content[:16], 16))
         return [np.asarray(to_pixels(_random_crop(image, random), self.spec)) for _ in range(self.crops)]

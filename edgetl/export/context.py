@@ -23,7 +23,7 @@ from edgetl.core.results import Proportion
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host import available_cores, versions
 from edgetl.core.tasks import KnnHead
-from edgetl.data.anomalies.defects import with_defects
+from edgetl.data.anomalies.defects import with_confetti, with_defects
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, stratified, truth_of
 from edgetl.errors import AccuracyGateError, ConfigError, first_line
@@ -42,6 +42,7 @@ from edgetl.export.gate.agreement import (
     too_few_for_strict,
     trained_logits,
 )
+from edgetl.export.gate.anomalies import ConfettiSet, choose_confetti
 from edgetl.export.gate.unlabeled import AgreementSet, choose_images, read_unlabeled
 from edgetl.export.quantize.attempts import FloatHead, MeasurementImages
 from edgetl.export.quantize.search import RefitData
@@ -81,7 +82,8 @@ class ExportContext:
         validation: images of the monitoring reference. All validation images, or a random sample of ``config.gate_images``. In a
             cross-validated run, the training images.
         test: test images. They are reported only.
-        calibration: images for measuring the int8 ranges.
+        calibration: images for measuring the int8 ranges. Anomaly detection: also a copy of each with confetti noise, because ranges of
+            normal images alone clip the activations of anomalies.
         work: folder for intermediate files.
         progress: called at each stage.
         unlabeled: additional unlabeled images for measuring agreement.
@@ -153,6 +155,12 @@ class ExportContext:
         return AgreementSet(images, outputs + offset, offset)
 
     @cached_property
+    def confetti(self) -> ConfettiSet:
+        """Anomaly detection: copies of the gate's normal images with confetti noise, and the trained model's outputs for them."""
+        images = PixelSet(choose_confetti(self.gate.samples), self.gate.spec)
+        return ConfettiSet(images, self._trained_outputs(images))
+
+    @cached_property
     def scaled(self) -> ScaledImages:
         """Validation and test images with scaled JPEG decoding."""
         spec = self.gate.spec.model_copy(update={"decode": "scaled"})
@@ -186,16 +194,21 @@ class ExportContext:
         """Return the record of the calibration images; none if no int8 variant is requested."""
         if "int8" not in self.config.precisions:
             return None
-        samples = self.calibration.samples
+        samples = [sample for sample in self.calibration.samples if sample.synthetic is None]
         digest = hashlib.sha256("\n".join(sorted(sample.content for sample in samples)).encode()).hexdigest()
         return Calibration(n=len(samples), images_sha256=digest, preprocess_sha256=self.gate.spec.digest())
 
     def measurement_images(self, count: int = MEASUREMENT_IMAGES) -> MeasurementImages:
-        """Return ``count`` gate images for measuring operations. Classes alternate."""
-        count = min(count, len(self.gate.images))
+        """Return ``count`` gate images for measuring operations. Classes alternate. Anomaly detection: half have confetti noise."""
+        task, count = self.gate.decoding.task, min(count, len(self.gate.images))
         images = np.concatenate([batch for _, batch in zip(range(0, count, 32), self.gate.images.batches(), strict=False)])[:count]
-        known = truth_of(self.gate.samples)[:count] if self.gate.decoding.task == "classification" else np.empty(0, np.intp)
-        return MeasurementImages(images, (self.gate.trained - self.gate.offset)[:count], known)
+        trained = (self.gate.trained - self.gate.offset)[:count]
+        if task == "anomaly":
+            normal, changed = truth_of(self.gate.samples)[:count] == 0, range(count // 2)
+            images = np.concatenate([images[normal], self.confetti.images.rows(changed)])
+            trained = np.concatenate([trained[normal], self.confetti.trained[: len(changed)]])
+        known = truth_of(self.gate.samples)[:count] if task == "classification" else np.empty(0, np.intp)
+        return MeasurementImages(images, trained, known)
 
 
 def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> ExportContext:
@@ -224,16 +237,18 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
     if spec != run.record.preprocess:
         full_size, left = _allow_for_size(full, gate, config)
         limits = config.model_copy(update={"max_drop": left})
-    test_images, calibration = (
-        PixelSet(stratified(*chosen), spec) for chosen in ((tested, config.gate_images), (train, config.calibration_images))
-    )
+    calibrating = stratified(train, config.calibration_images)
+    calibrating = with_confetti(calibrating) if run.record.task == "anomaly" else calibrating
+    test_images, calibration = PixelSet(stratified(tested, config.gate_images), spec), PixelSet(calibrating, spec)
     # The gate's images are balanced over the classes. The reference needs the class frequencies of the data.
     sample = PixelSet(sorted(val, key=lambda item: item.content)[: config.gate_images], spec)
     validation = gate.images if folds or (labeled is val and len(val) <= config.gate_images) else sample
     context = ExportContext(run, config, limits, gate, train, validation, test_images, calibration, work, progress, unlabeled, full_size)
+    if run.record.task == "anomaly":
+        context.gate = replace(context.gate, confetti=lambda: context.confetti)
     # Crops of normal images change the decisions of an anomaly detector, whose gate has synthetic defects instead.
     if run.record.task != "anomaly" or unlabeled:
-        context.gate = replace(gate, more=lambda: context.agreement_set)
+        context.gate = replace(context.gate, more=lambda: context.agreement_set)
     return context
 
 

@@ -197,7 +197,7 @@ def _export_variants(context: ExportContext, contents: _Contents) -> None:
 
 def _remedies(context: ExportContext, contents: _Contents) -> str:
     """Return a sentence with the options that can prevent the rejections."""
-    used = len(context.calibration)
+    used = sum(sample.synthetic is None for sample in context.calibration.samples)
     failed = [item for item in contents.rejected if item.by == "gate"]
     int8 = any(item.name.endswith("-int8") for item in contents.rejected)
     remedies = ["export the variants that passed with --allow-missing"] if contents.variants else []

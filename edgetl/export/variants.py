@@ -146,7 +146,7 @@ def _measure_setting(
     decoding, gate, tested = context.gate.decoding, context.gate, context.test
     if setting.decode == "scaled":
         # Random crops of a scaled image have fewer pixels than an image of that size.
-        gate, tested = replace(gate, images=context.scaled.validation, more=None), context.scaled.test
+        gate, tested = replace(gate, images=context.scaled.validation, more=None, confetti=None), context.scaled.test
     result = evaluate_file(logits, gate, context.limits, exact=False, progress=context.progress)
     outputs = outputs_of(logits, tested, progress=context.progress) if len(tested) else None
     found = scores_of(decoding.uncalibrated, np.concatenate([logits(preprocess(path, gate.spec)[None]) for path in golden]))

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from edgetl.core.bundle import Bundle, open_bundle
 from edgetl.core.tasks import ANOMALY_LABELS
-from edgetl.data.anomalies.defects import cut_paste, with_defects
+from edgetl.data.anomalies.defects import confetti, cut_paste, with_defects
 from edgetl.data.anomalies.layout import find_normal, split_normal
-from edgetl.data.folder import ImageFolder, scan_anomalies
+from edgetl.data.folder import ImageFolder, SyntheticDefect, scan_anomalies
+from edgetl.data.loading import PixelSet
 from edgetl.errors import ConfigError, DataError
 from edgetl.export import ExportConfig, export_bundle
+from edgetl.export.context import open_files
+from edgetl.export.gate.agreement import GateSet, evaluate_file, outputs_of
+from edgetl.export.gate.anomalies import MIN_CORRELATION, ConfettiSet, choose_confetti
 from edgetl.runtime.evaluation import evaluate_bundle
 from edgetl.runtime.predictor import load
 from edgetl.runtime.verify import verify
@@ -123,10 +131,19 @@ def test_cut_paste_changes_a_part_of_the_image_and_depends_on_the_seed_only() ->
     assert 0.01 < different < 0.16
 
 
+def test_confetti_changes_a_part_of_the_image_and_differs_between_copies() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
+    changed, same, other = (confetti(image, seed, count=2, sides=(0.1, 0.2)) for seed in (1, 1, 2))
+    different = (changed != image).any(axis=2).mean()
+    assert np.array_equal(changed, same)
+    assert not np.array_equal(changed, other)
+    assert 0.005 < different < 0.07
+
+
 def test_synthetic_defects_replace_missing_anomalies(textures: Path) -> None:
     samples = scanned(textures).samples
     normal = [sample for sample in samples if sample.label == 0]
-    assert [sample.synthetic for sample in with_defects(normal)] == [False] * len(normal) + [True] * len(normal)
+    assert [sample.synthetic for sample in with_defects(normal)] == [None] * len(normal) + [SyntheticDefect("cut-paste")] * len(normal)
     assert with_defects(samples) == list(samples)
 
 
@@ -165,6 +182,32 @@ def test_run_separates_defects_from_normal_images(detector: Run) -> None:
 def test_run_is_a_backbone_for_other_tasks(detector: Run) -> None:
     config = TrainConfig.from_options(backbone=str(detector.path), input_size=(64, 64))
     assert load_backbone(config.backbone, 3).head.out_features == 3
+
+
+def test_gate_rejects_noise_and_clipped_scores_by_their_correlation(detector: Run, detector_bundle: Bundle) -> None:
+    normal = detector.samples("val")
+    images, changed = (PixelSet(samples, detector.record.preprocess) for samples in (with_defects(normal), choose_confetti(normal)))
+    logits = open_files("onnx", [detector_bundle.path / "onnx-fp32/1/model.onnx"])
+    set_of_confetti = ConfettiSet(changed, outputs_of(logits, changed))
+    gate = GateSet(images, outputs_of(logits, images), detector.record.decoding, confetti=lambda: set_of_confetti)
+    limits = ExportConfig(max_drop=1.0, min_agreement=0.0)
+
+    def reason_of(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> str:
+        return evaluate_file(lambda batch: change(logits(batch)), gate, limits, exact=False).reason
+
+    highest = gate.trained[: len(normal)].max()
+    random = np.random.default_rng(0)
+    assert reason_of(lambda outputs: outputs + np.float32(0.01)) == ""
+    assert "on normal images with synthetic confetti noise (limit 0.957" in reason_of(lambda outputs: np.minimum(outputs, highest))
+    assert "of the anomaly scores" in reason_of(
+        lambda outputs: outputs + random.normal(size=(len(outputs), 1)).astype(np.float32) * highest
+    )
+
+
+def test_correlation_limit_is_a_drop_of_the_auroc_by_one_hundredth() -> None:
+    variance = 1 / MIN_CORRELATION**2 - 1
+    separation = math.sqrt(2) * NormalDist().inv_cdf(0.9)
+    assert NormalDist().cdf(separation / math.sqrt(2 + 2 * variance)) == pytest.approx(0.89, abs=2e-4)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from edgetl.core.tasks import SCORE_NAMES, OutputDecoding
 from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, truth_of
 from edgetl.export.config import ExportConfig
+from edgetl.export.gate.anomalies import ConfettiSet, correlation_reason, score_correlation
 from edgetl.export.gate.degradation import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, prediction_entropy, worst_class
 from edgetl.export.gate.unlabeled import AgreementSet, changed_too_much, compare_unlabeled
 
@@ -54,6 +55,7 @@ class GateSet:
         trained: the trained model's outputs for them, float32 ``[n, labels]``, plus ``offset``.
         decoding: decoding of the outputs.
         more: returns unlabeled images; called for files of reduced precision only.
+        confetti: anomaly detection: returns copies with confetti noise; called for files of reduced precision only.
         offset: float32 ``[n, labels]``, added to all outputs for ``images``. In a cross-validated run, the out-of-fold outputs minus the
             trained model's outputs, otherwise 0. The trained model's own outputs for its training images have too few errors and too
             large margins. With the offset, a file is evaluated by how its deviations change the out-of-fold predictions.
@@ -64,6 +66,7 @@ class GateSet:
     trained: NDArray[np.float32]
     decoding: OutputDecoding
     more: Callable[[], AgreementSet] | None = None
+    confetti: Callable[[], ConfettiSet] | None = None
     offset: NDArray[np.float32] | float = 0.0
     folds: int = 0
 
@@ -229,10 +232,23 @@ def evaluate_file(logits: Logits, gate: GateSet, config: ExportConfig, *, exact:
         reason = f"logits differ from the trained model's by {worst:.1e} of the largest (limit {MAX_FP32_DIFFERENCE:g})" if wrong else ""
         return GateResult(agreement, measured.score, drop, interval, reason)
     reason = drop_reason(gate, exported, config) or _disagreement(agreement, measured, config)
+    if gate.confetti is not None:
+        correlations = _score_correlations(logits, gate, exported, gate.confetti(), progress)
+        agreement = agreement.model_copy(update={"score_correlation": min(correlations)})
+        reason = reason or correlation_reason(*correlations)
     if reason or gate.more is None:
         return GateResult(agreement, measured.score, drop, interval, reason)
     found = _agreement_without_labels(logits, gate, exported, gate.more(), progress)
     return GateResult(agreement, measured.score, drop, interval, changed_too_much(found, len(gate.samples), config.max_drop), found)
+
+
+def _score_correlations(
+    logits: Logits, gate: GateSet, exported: NDArray[np.float32], confetti: ConfettiSet, progress: Progress
+) -> tuple[float, float]:
+    """Return the correlation of the scores of normal images, and of copies with confetti; ``exported`` are the outputs for the gate."""
+    normal = truth_of(gate.samples) == 0
+    outputs = outputs_of(logits, confetti.images, progress=progress)
+    return score_correlation(gate.trained[normal], exported[normal]), score_correlation(confetti.trained, outputs)
 
 
 def _agreement_without_labels(

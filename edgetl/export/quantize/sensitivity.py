@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.manifest import Sensitivity
-from edgetl.core.output_decoding import sigmoid, softmax
+from edgetl.core.output_decoding import anomaly_outputs, sigmoid, softmax
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import Task
 from edgetl.export.gate.agreement import Logits
@@ -61,13 +61,15 @@ def divergence(trained: NDArray[np.float32], found: NDArray[np.float32], task: T
 
     - Classification: mean Kullback-Leibler divergence of the scores, nats.
     - Multi-label: the same, summed over the labels.
-    - Regression and ordinal: mean squared difference, relative to the variance.
+    - Regression and ordinal: mean squared difference, relative to the variance. Anomaly detection: the same for the image scores.
     """
     if task == "classification":
         return _kullback_leibler(softmax(trained), softmax(found))
     if task == "multi-label":
         there, here = sigmoid(trained), sigmoid(found)
         return _kullback_leibler(there, here) + _kullback_leibler(1 - there, 1 - here)
+    if task == "anomaly":
+        trained, found = anomaly_outputs(trained), anomaly_outputs(found)
     return float(np.mean((trained - found) ** 2) / max(float(np.var(trained)), 1e-12))
 
 

@@ -145,7 +145,7 @@ def _fit(detector: Backbone, splits: Splits, false_alarms: float, execution: Exe
         found = torch.cat([*run(network, shown, "evaluating")]).cpu().numpy()
         result = evaluate(decoding, truth_of(shown), found)
         assert result.anomaly is not None
-        figures = result.anomaly.model_copy(update={"synthetic": sum(sample.synthetic for sample in shown)})
+        figures = result.anomaly.model_copy(update={"synthetic": sum(sample.synthetic is not None for sample in shown)})
         evaluations.append(result.model_copy(update={"anomaly": figures}))
         samples += part
         outputs.append(found[: len(part)])
