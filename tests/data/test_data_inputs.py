@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from edgetl.data.inputs.item import Item
 from edgetl.data.inputs.parquet_files import read_parquet
 from edgetl.data.inputs.sources import Source, expand_braces, expand_wildcards, find_sources, input_digest
 from edgetl.data.inputs.tar_shards import read_tar
-from edgetl.errors import ConfigError, DataError
+from edgetl.errors import ConfigError, DataError, StorageError
 from tests.data.shards import add_file, colored, write_shard, write_shards
 
 
@@ -93,6 +94,28 @@ def test_missing_shards_and_folders_without_images_are_errors(tmp_path: Path) ->
     (tmp_path / "list.txt").write_text("\n")
     with pytest.raises(DataError, match="there are no images"):
         find_sources([str(tmp_path / "list.txt")])
+
+
+def test_a_list_of_windows_is_read_and_one_in_utf_16_is_refused(tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_bytes(b"\xef\xbb\xbfa.png\r\n\r\n b\x0bc.png \r\n")
+    assert [str(source.path) for source in find_sources([str(listing)])] == ["a.png", "b\x0bc.png"]
+    listing.write_bytes("a.png\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"has null bytes, as in UTF-16\. Save the list as UTF-8"):
+        find_sources([str(listing)])
+
+
+def test_names_and_patterns_may_be_longer_than_a_path(tmp_path: Path) -> None:
+    write_shards(tmp_path, shards=2, images=1)
+    pattern = f"{tmp_path}/{{{','.join(['00.tar', '01.tar'] * 1000)}}}"
+    assert len(find_sources([pattern, "x" * 5000 + ".png"])) == 3
+
+
+def test_two_names_that_are_equal_without_control_characters_are_refused(tmp_path: Path) -> None:
+    for name in ("a\n.png", "a\\n.png"):
+        (tmp_path / name).write_bytes(colored(1))
+    with pytest.raises(DataError, match=r"two inputs have the name .*\. Rename one of them"):
+        find_sources([str(tmp_path)])
 
 
 def test_a_tar_shard_yields_its_images_and_counts_the_other_files(tmp_path: Path) -> None:
@@ -175,9 +198,41 @@ def test_huge_headers_chains_of_headers_and_sparse_files_are_not_read_into_memor
     assert "sparse" in next(read_tar(path, every)).error
 
 
+def _header(**changes: object) -> bytes:
+    member = tarfile.TarInfo("0.png")
+    for name, value in changes.items():
+        setattr(member, name, value)
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def _with_record(size: int) -> bytes:
+    """Return an extended header with the record ``size``, and the header of a file."""
+    record = f"{len(str(size)) + 9} size={size}\n".encode()
+    return _header(type=tarfile.XHDTYPE, size=len(record)) + record.ljust(512, b"\0") + _header()
+
+
+@pytest.mark.parametrize("first", [_header(size=-1536), _header(size=2**62), _header(size=2**80), _with_record(-2560)])
+@pytest.mark.parametrize("content", [True, False])
+def test_an_impossible_size_ends_a_shard_with_an_error(tmp_path: Path, first: bytes, content: bool) -> None:
+    before = 2 * (_header(size=512) + colored(0).ljust(512, b"\0"))
+    (tmp_path / "a.tar").write_bytes(before + first + bytes(2048))
+    *_, last = found = list(islice(read_tar(tmp_path / "a.tar", lambda _: content), 10))
+    assert len(found) <= 4 and "damaged or truncated" in last.error
+
+
+def test_a_file_that_the_storage_does_not_deliver_is_an_error_and_no_damage(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot read .*a\.tar: No such file or directory\. Repeat the command"):
+        next(read_tar(tmp_path / "a.tar", every))
+    pytest.importorskip("pyarrow")
+    with pytest.raises(StorageError, match=r"cannot read .*a\.parquet: .*No such file or directory.*\. Repeat the command"):
+        next(read_parquet(tmp_path / "a.parquet", every))
+
+
 def test_long_and_undecodable_names_are_keys(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "a.tar", {"d" * 150 + "/" + "n" * 150 + ".png": colored(0), "caf\udce9.png": colored(1)})
     assert [item.key for item in read_tar(path, every)] == ["d" * 150 + "/" + "n" * 150, "caf\\xe9"]
+    (long,) = read_tar(write_shard(path, {"n" * 5000 + ".png": colored(0)}), every)
+    assert long.error == "its name has 5004 characters. The limit is 4096."
 
 
 def _sources(kinds: list[str]) -> tuple[Source, ...]:

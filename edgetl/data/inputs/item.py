@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from edgetl.core.files.names import printable
+from edgetl.errors import StorageError
+
 # Function from the number of an image in its file to true, if its content is needed. The content of other images is not read.
 Wanted: TypeAlias = Callable[[int], bool]
+# Characters of the name of an image in its file. File systems allow as much for a path.
+MAX_NAME = 4096
+# Errors of a path, which another attempt would repeat. Errors of decoders have no number.
+WRONG_PATH = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -30,3 +38,11 @@ class Item:
     error: str = ""
     left_out: str = ""
     read: float = 1.0
+
+
+def reading_error(path: Path, error: OSError) -> StorageError:
+    """Return the error of a file that the storage does not deliver. It is no damage: a later attempt can succeed."""
+    return StorageError(
+        f"cannot read {printable(path)}: {error.strerror or error}. Repeat the command when the storage works again: it continues. If the "
+        f"error remains, copy the file again."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from typing import Any
 
 from edgetl.core.files.names import printable
 from edgetl.core.images.decode import MAX_FILE_BYTES
-from edgetl.data.inputs.item import Item, Wanted
+from edgetl.data.inputs.item import MAX_NAME, Item, Wanted, reading_error
 from edgetl.errors import DataError, MissingExtraError
 
 # Rows in memory at the same time.
@@ -41,6 +42,7 @@ def read_parquet(path: Path, wanted: Wanted, column: str | None = None) -> Itera
     Raises:
         DataError: there is no such column, or several are possible.
         MissingExtraError: pyarrow is not installed.
+        StorageError: the file cannot be opened, or the storage does not deliver it.
     """
     pa, pq = load_pyarrow()
     number = 0
@@ -53,7 +55,10 @@ def read_parquet(path: Path, wanted: Wanted, column: str | None = None) -> Itera
                     yield _item(number, value, wanted(number), (number + 1) / rows)
                     number += 1
     except (pa.ArrowException, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        # pyarrow raises OSError for damage, too: without a number, or with EINVAL for a wrong offset.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise reading_error(path, error) from error
+        reason = str(error).splitlines()[0]
         yield Item(number, error=f"the Parquet file is damaged or truncated: {reason}. Its following images are missing. Copy it again.")
 
 
@@ -86,6 +91,8 @@ def _item(number: int, value: Any, wanted: bool, read: float) -> Item:
     plain = value.as_py()
     name = plain.get("path") if isinstance(plain, dict) else None
     data = plain.get("bytes") if isinstance(plain, dict) else plain
+    if isinstance(name, str) and len(name) > MAX_NAME:
+        return Item(number, error=f"the name of row {number} has {len(name)} characters. The limit is {MAX_NAME}.", read=read)
     key = printable(str(PurePosixPath(name).with_suffix(""))) if isinstance(name, str) and PurePosixPath(name).name else None
     if not data:
         return Item(number, key, error=f"row {number} has no image.", read=read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from edgetl.core.files.names import printable
 from edgetl.core.files.regular import read_plain
+from edgetl.data.inputs.item import WRONG_PATH, reading_error
 from edgetl.data.listing import find_images
 from edgetl.errors import DataError
 
@@ -51,14 +53,16 @@ def find_sources(inputs: Sequence[str]) -> tuple[Source, ...]:
             line, relative to the current folder), and patterns such as ``shards/{0000..0063}.tar`` and ``shards/*.tar``.
 
     Raises:
-        DataError: a shard, folder or list cannot be read, or there are no files.
+        DataError: a shard, folder or list cannot be read, there are no files, or two have the same printable name.
+        StorageError: the storage does not deliver the size of a file.
     """
     found: dict[str, Source] = {}
     count = 0
     for text in inputs:
         for path in (match for expanded in expand_braces(text) for match in expand_wildcards(expanded)):
             for source in _sources_of(Path(path)):
-                found[source.name] = source
+                if found.setdefault(source.name, source).path != source.path:
+                    raise DataError(f"two inputs have the name {source.name} if control characters are escaped. Rename one of them.")
                 count += 1
     if not found:
         raise DataError(f"{', '.join(inputs[:3])}: there are no images. Give image files, folders, .tar or .parquet files, or a .txt list.")
@@ -81,7 +85,7 @@ def expand_braces(text: str) -> list[str]:
     Raises:
         DataError: the pattern has more than ``MAX_EXPANDED`` values.
     """
-    if Path(text).exists():
+    if _exists(text):
         return [text]
     for found in _BRACES.finditer(text):
         if (values := _values(found[1])) is not None:
@@ -95,9 +99,17 @@ def expand_braces(text: str) -> list[str]:
 def expand_wildcards(text: str) -> list[str]:
     """Expand ``*`` and ``?`` in the file name as a shell does, sorted. A path without matches stays, and is reported as missing."""
     path = Path(text)
-    if path.exists() or not {"*", "?"} & set(path.name):
+    if _exists(text) or not {"*", "?"} & set(path.name):
         return [text]
     return sorted(map(str, path.parent.glob(path.name.replace("[", "[[]")))) or [text]
+
+
+def _exists(text: str) -> bool:
+    """Return true if ``text`` is a path. A long pattern is longer than the system allows for a name."""
+    try:
+        return Path(text).exists()
+    except OSError:
+        return False
 
 
 def _values(inner: str) -> list[str] | None:
@@ -113,7 +125,7 @@ def _values(inner: str) -> list[str] | None:
 
 
 def _sources_of(path: Path) -> Iterator[Source]:
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises an error for a name that is too long
         images = find_images(path)
         if not images:
             hint = next(
@@ -131,10 +143,12 @@ def _sources_of(path: Path) -> Iterator[Source]:
 def _listed(path: Path) -> Iterator[Source]:
     """Yield the sources of a list of paths."""
     try:
-        lines = read_plain(path, max_bytes=MAX_LIST_BYTES).decode("utf-8", "surrogateescape").splitlines()
+        text = read_plain(path, max_bytes=MAX_LIST_BYTES).decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}. Give a text file with one path in each line.") from error
-    for line in filter(None, map(str.strip, lines)):
+    if "\0" in text:
+        raise DataError(f"{path} has null bytes, as in UTF-16. Save the list as UTF-8.")
+    for line in filter(None, map(str.strip, text.split("\n"))):
         if Path(line).suffix.lower() == ".txt":
             raise DataError(f"{path} lists {line}, which is a list, too. Give both lists on the command line.")
         yield from _sources_of(Path(line))
@@ -146,6 +160,8 @@ def _source(path: Path) -> Source:
     try:
         size = path.stat().st_size
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in WRONG_PATH:
+            raise reading_error(path, error) from error
         if kind != "image":
             raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}. Check the path, or the range of the pattern.") from error
         size = 0

@@ -1,12 +1,13 @@
 """Tar shards in the WebDataset layout: images one after another, within limits. No file is extracted.
 
-The reader uses ``tarfile`` of the standard library. That stops without an error at a damaged header (Python 3.11 to 3.13), and reads
-extended headers of any size. Both are checked here.
+The reader uses ``tarfile`` of the standard library. That stops without an error at a damaged header (Python 3.11 to 3.13), reads extended
+headers of any size, and repeats files without end after a negative size (CVE-2025-8194). All are checked here.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 import tarfile
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import BinaryIO
 from edgetl.core.files.names import printable
 from edgetl.core.files.regular import open_plain
 from edgetl.core.images.decode import EXTENSIONS, MAX_FILE_BYTES
-from edgetl.data.inputs.item import Item, Wanted
+from edgetl.data.inputs.item import MAX_NAME, Item, Wanted, reading_error
 
 # WebDataset recommends thousands of samples in a shard.
 MAX_MEMBERS = 10_000_000
@@ -37,6 +38,9 @@ def read_tar(path: Path, wanted: Wanted) -> Iterator[Item]:
     Args:
         path: tar file without compression.
         wanted: selection of images whose content is read.
+
+    Raises:
+        StorageError: the file cannot be opened, or the storage does not deliver it.
     """
     number = 0
     try:
@@ -46,9 +50,10 @@ def read_tar(path: Path, wanted: Wanted) -> Iterator[Item]:
             for item in _members(file, wanted):
                 yield Item(number, item.key, item.content, item.error, item.left_out, item.read / size)
                 number += not item.left_out
-    except (DamageError, tarfile.TarError, OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        yield Item(number, error=f"the shard is damaged or truncated: {reason}. Its following images are missing. Copy it again.")
+    except OSError as error:
+        raise reading_error(path, error) from error
+    except (DamageError, tarfile.TarError, ValueError, RecursionError) as error:
+        yield Item(number, error=f"the shard is damaged or truncated: {error}. Its following images are missing. Copy it again.")
 
 
 def _members(file: BinaryIO, wanted: Wanted) -> Iterator[Item]:
@@ -77,6 +82,8 @@ def _item(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> It
     stem, suffix = posixpath.splitext(name)  # several times as fast as PurePosixPath
     if member.isdir():
         return None
+    if len(name) > MAX_NAME:
+        return Item(0, error=f"its name has {len(name)} characters. The limit is {MAX_NAME}.", read=end)
     if suffix.lower() not in EXTENSIONS:
         return Item(0, left_out=printable(suffix.lower()[:20]) or "without suffix", read=end)
     key = printable(stem)
@@ -102,9 +109,17 @@ def _item(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> It
 def check_headers(file: BinaryIO, offset: int) -> None:
     """Check the extended headers at ``offset``, which tarfile would read into memory as a whole.
 
+    Args:
+        file: archive, at the end of what has been read.
+        offset: position of the headers, bytes.
+
     Raises:
-        DamageError: they are larger than the limit, too many, or describe a sparse file.
+        DamageError: they are larger than the limit, too many, or describe a sparse file; or ``offset`` is before the end
+            of what has been read, or outside the file.
     """
+    size = os.fstat(file.fileno()).st_size
+    if not file.tell() <= offset <= size:
+        raise DamageError(f"the header before byte {file.tell()} states an end at byte {offset}, but the shard has {size} bytes")
     for _ in range(MAX_HEADERS):
         file.seek(offset)
         block = file.read(tarfile.BLOCKSIZE)
@@ -114,7 +129,7 @@ def check_headers(file: BinaryIO, offset: int) -> None:
         if kind not in _EXTENDED:
             return
         size = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
-        if size > MAX_HEADER_BYTES:
+        if not 0 <= size <= MAX_HEADER_BYTES:
             raise DamageError(f"the header at byte {offset} has {size} bytes, and the limit is {MAX_HEADER_BYTES}")
         offset += tarfile.BLOCKSIZE * (1 + -(-size // tarfile.BLOCKSIZE))
     raise DamageError(f"the file at byte {offset} has more than {MAX_HEADERS} headers")
