@@ -142,7 +142,7 @@ class MissingExtraError(EdgetlError, exit_code=14):
 
 
 class StorageError(EdgetlError, exit_code=15):
-    """A file cannot be written (disk full, no permission)."""
+    """A file cannot be written (disk full, no permission), or the storage does not deliver an input of batch scoring."""
 
 
 class LicenseError(EdgetlError, exit_code=16):

@@ -69,11 +69,13 @@ def check_job(found: Job, job: Job, path: Path) -> None:
         raise ConfigError(f"{path} belongs to another job: {differences}. Choose another --out, or repeat the command of that job.")
 
 
-def check_shards(folder: Path, shard: Shard) -> None:
-    """Check that all parts in an output folder have the same number of shards.
+def check_parts(folder: Path, shard: Shard, job: Job) -> None:
+    """Check that the parts in an output folder have the same number of shards as ``shard``, and belong to ``job``.
+
+    One record of a finished part is read, because all finished parts have the same job.
 
     Raises:
-        ConfigError: a part has another number.
+        ConfigError: a part has another number, or belongs to another job.
     """
     other = next((found for found in found_shards(folder) if found.count != shard.count), None)
     if other is not None:
@@ -81,6 +83,11 @@ def check_shards(folder: Path, shard: Shard) -> None:
             f"{folder} has part {other.index} of {other.count}, but this is part {shard.index} of {shard.count}. Choose another --out, or "
             f"the same number of shards (--shard I/{other.count} or --processes {other.count})."
         )
+    for found in found_shards(folder):
+        files = PartFiles(folder, found)
+        if done := files.read_done():
+            check_job(done.job, job, files.done)
+            return
 
 
 class PartWriter:
@@ -196,9 +203,14 @@ class PartWriter:
                 yield chunk
 
         write_chunks(files.output(self._job.format), chunks())
-        shard = int(files.name.split("-")[1])
-        facts = {"output_bytes": size, "output_sha256": digest.hexdigest()}
-        record = PartRecord(job=self._job, part=shard, threads=threads, counts=self._timed(), **facts)  # type: ignore[arg-type]
+        record = PartRecord(
+            job=self._job,
+            part=files.shard.index,
+            threads=threads,
+            counts=self._timed(),
+            output_bytes=size,
+            output_sha256=digest.hexdigest(),
+        )
         write_text(files.done, record.model_dump_json(indent=2) + "\n")
         for path in (files.progress, files.rows):
             path.unlink(missing_ok=True)

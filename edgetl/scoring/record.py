@@ -127,6 +127,7 @@ class PartFiles:
     """Paths of the files of a part.
 
     Attributes:
+        shard: shard of the part.
         name: ``part-I-of-N``.
         done: record of the finished part.
         progress: record of the unfinished part.
@@ -134,6 +135,7 @@ class PartFiles:
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
+        self.shard = shard
         self.name = f"part-{shard.index}-of-{shard.count}"
         self.place = folder / self.name
         self.done, self.progress, self.rows = (folder / f"{self.name}{suffix}" for suffix in (".done", ".progress", ".rows"))

@@ -23,13 +23,14 @@ from edgetl.core.output_decoding import answer_json, decode, scores_json
 from edgetl.core.preprocess import Batch
 from edgetl.core.progress import Progress, silent
 from edgetl.data.inputs.blocks import Block, Place, Shard, ShardInput
-from edgetl.data.inputs.item import Item
+from edgetl.data.inputs.item import WRONG_PATH, Item, reading_error
+from edgetl.data.inputs.parquet_files import load_pyarrow
 from edgetl.data.inputs.sources import Source, find_sources, input_digest
 from edgetl.errors import ImageError
 from edgetl.runtime.predictor import Predictor, load
 from edgetl.scoring.config import ScoringConfig, ScoringModel
 from edgetl.scoring.formats.rows import columns_of
-from edgetl.scoring.part import PartWriter, check_job, check_shards, locked_part
+from edgetl.scoring.part import PartWriter, check_job, check_parts, locked_part
 from edgetl.scoring.record import Job, PartFiles, PartProgress, PartRecord
 
 _log = logging.getLogger(__name__)
@@ -83,16 +84,19 @@ def score_part(task: PartTask, progress: Progress = silent) -> PartResult:
     Raises:
         ConfigError: the part belongs to another job, or another process writes it.
         DataError: an input cannot be read.
-        StorageError: the output cannot be written.
+        MissingExtraError: pyarrow is not installed.
+        StorageError: the output cannot be written, or the storage does not deliver an input. The part is not finished.
         EdgetlError: the bundle cannot be loaded, as for ``edgetl.load``.
     """
     files = PartFiles(task.out, task.shard)
+    if task.config.format == "parquet":
+        load_pyarrow()  # before hours of predictions
     sources = find_sources(task.inputs)
     bundle = open_bundle(task.model.bundle)
     with locked_part(files), ExitStack() as stack:
-        check_shards(task.out, task.shard)
         predictor = load_predictor(bundle, task.model)
         job = _job(task, bundle, predictor, sources)
+        check_parts(task.out, task.shard, job)
         if done := files.read_done():
             check_job(done.job, job, files.done)
             _log.info("%s is finished and is skipped: %d images", files.place, done.counts.images)
@@ -239,7 +243,14 @@ def _read(predictor: Predictor, item: Item) -> Image.Image:
 
     Raises:
         ImageError: it cannot be read.
+        StorageError: the storage does not deliver its file.
     """
     if item.error or item.content is None:
         raise ImageError(item.error)
-    return predictor.read(item.content)
+    try:
+        return predictor.read(item.content)
+    except ImageError as error:
+        cause = error.__cause__
+        if isinstance(item.content, Path) and isinstance(cause, OSError) and cause.errno not in WRONG_PATH:
+            raise reading_error(item.content, cause) from error
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import time
@@ -26,7 +27,7 @@ from edgetl.scoring.cost import plan_scoring
 from edgetl.scoring.job import score
 from edgetl.scoring.merge import merge
 from edgetl.scoring.record import Counts, PartFiles, PartProgress, PartRecord
-from edgetl.scoring.score import PartTask, _Scorer, load_predictor, score_part
+from edgetl.scoring.score import PartTask, _Scorer, load_predictor, score_block, score_part
 from tests.command import Command
 from tests.command import edgetl as command
 from tests.data.shards import colored, write_shard, write_shards
@@ -152,6 +153,9 @@ def test_a_part_of_another_bundle_input_or_option_is_refused(colors_bundle: Path
         score_part(replace(task, inputs=(str(shards / "01.tar"),)))
     with pytest.raises(ConfigError, match="scores is False there and True here"):
         score_part(replace(task, config=ScoringConfig(scores=True)))
+    score_part(replace(task, out=tmp_path / "two", shard=Shard(0, 2)))
+    with pytest.raises(ConfigError, match=r"part-0-of-2\.done belongs to another job: scores is False there"):
+        score_part(replace(task, out=tmp_path / "two", shard=Shard(1, 2), config=ScoringConfig(scores=True)))
     with pytest.raises(ConfigError, match="has part 0 of 1, but this is part 1 of 2"):
         score_part(replace(task, shard=Shard(1, 2)))
     (tmp_path / "out/part-0-of-1.done").unlink()
@@ -238,6 +242,40 @@ def test_a_full_disk_is_an_error_that_keeps_the_part(colors_bundle: Path, shards
             score_part(task)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a file that cannot be read")
+def test_a_shard_that_the_storage_does_not_deliver_leaves_its_part_unfinished(colors_bundle: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path / "in", shards=1, images=20)
+    os.mkfifo(tmp_path / "in/01.tar")
+    task = task_of(colors_bundle, tmp_path / "in/{00..01}.tar", tmp_path / "out")
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"cannot read .*01\.tar: not a regular file\. Repeat the command"):
+            score_part(task)
+        assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".progress", ".rows"]
+
+
+def test_an_image_that_the_storage_does_not_deliver_is_no_row(colors_bundle: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.png"
+    path.write_bytes(colored(1))
+    predictor = load_predictor(open_bundle(colors_bundle), ScoringModel(bundle=colors_bundle))
+    (block,) = ShardInput(find_sources([str(path)]), ONE).blocks()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with path.open() as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno(), limits[1]))
+        try:
+            with pytest.raises(StorageError, match=r"cannot read .*a\.png: Too many open files\. Repeat the command"):
+                score_block(predictor, block, scores=False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "label" in score_block(predictor, block, scores=False).rows[0]
+
+
+def test_long_paths_are_merged_from_csv(colors_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("x" * 200_000 + ".png")
+    score_part(task_of(colors_bundle, tmp_path / "list.txt", tmp_path / "out", format="csv"))
+    assert merge(tmp_path / "out").counts.errors == 1
+
+
 def test_the_merge_lists_missing_parts_and_finds_changed_files(colors_bundle: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no parts"):
         merge(tmp_path)
@@ -300,12 +338,17 @@ def test_blocks_are_read_only_as_fast_as_they_are_predicted(colors_bundle: Path,
     results.close()  # type: ignore[attr-defined]
 
 
-def test_parquet_without_its_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_its_library_names_the_extra(
+    colors_bundle: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from edgetl.data.inputs import parquet_files
 
     monkeypatch.setattr(parquet_files, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pyarrow is not installed"):
         list(parquet_files.read_parquet(tmp_path / "a.parquet", lambda number: True))
+    with pytest.raises(MissingExtraError, match="pyarrow is not installed"):  # before any prediction
+        score_part(task_of(colors_bundle, shards / "00.tar", tmp_path / "out", format="parquet"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_predicts_in_processes_and_merges(colors_bundle: Path, shards: Path, tmp_path: Path) -> None:
@@ -327,6 +370,7 @@ def test_options_that_exclude_each_other_are_errors(colors_bundle: Path, shards:
         (("--out", tmp_path / "o", "--shard", "2/2"), "--shard 2/2 is not I/N"),
         (("--out", tmp_path / "o", "--shard", "0/2", "--processes", 2), "Give one of them"),
         (("--out", tmp_path / "o", "--heat-maps", tmp_path / "m"), "--heat-maps cannot be combined with --out"),
+        (("--out", tmp_path / "o", "--top", 5), "--top cannot be combined with --out"),
     ):
         done = command("predict", colors_bundle, shards / "00.tar", *options)
         assert done.returncode == 3 and phrase in " ".join(done.stderr.split())
@@ -371,4 +415,6 @@ def test_a_plan_multiplies_the_measured_coefficients(colors_bundle: Path, shards
         plan_scoring(tmp_path / "gone", images=1, cores=1)
     done = command("plan", "predict", "--images", "1e9", "--cores", 1000, "--measured", tmp_path)
     assert done.returncode == 0 and "200 images/s per core, on 40 images" in done.stdout
-    assert "belong together" in command("plan", "predict", "--images", "1e9").stderr
+    assert "Measure at least 1,000 images." in done.stdout
+    missing = command("plan", "predict", "--images", "1e9", "--cores", 1000)
+    assert missing.returncode == 3 and "edgetl plan predict --images 1e+09 --cores 1000 --measured DIR." in missing.stderr

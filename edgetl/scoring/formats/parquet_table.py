@@ -10,9 +10,10 @@ from typing import Any
 from edgetl.data.inputs.parquet_files import load_pyarrow
 from edgetl.errors import DataError
 
-# Rows of a row group.
-_GROUP = 50_000
-_READ = 1000
+# Values of a row group: a Python object for each is in memory. Without scores, a group has 50,000 rows or more.
+_GROUP_VALUES = 400_000
+# Values in memory for each part that is merged.
+_READ_VALUES = 7000
 
 
 class _Pieces:
@@ -58,7 +59,7 @@ def parquet_chunks(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> It
     schema = pa.schema([(name, pa.float32() if name.startswith("score:") else kinds.get(name, pa.string())) for name in columns])
     pieces, following = _Pieces(), iter(rows)
     with pq.ParquetWriter(pieces, schema) as writer:
-        while group := list(islice(following, _GROUP)):
+        while group := list(islice(following, max(1, _GROUP_VALUES // len(columns)))):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             yield pieces.take()
     yield pieces.take()
@@ -76,11 +77,12 @@ def read_parquet_table(path: Path) -> tuple[tuple[str, ...], Iterator[dict[str, 
         columns = tuple(pq.read_schema(path).names)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}. Delete its .done file, and predict the part again.") from error
-    return columns, _rows(path)
+    return columns, _rows(path, max(1, _READ_VALUES // len(columns)))
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file. ``count`` of them are in memory."""
     _, pq = load_pyarrow()
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_READ):
+        for batch in file.iter_batches(batch_size=count):
             yield from batch.to_pylist()

@@ -37,6 +37,8 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 _COPIED = 1 << 20
 # Rows of a written piece.
 _PIECE = 1000
+# Characters of a CSV field. The default of Python, 131,072, is less than a long path in a list.
+_MAX_FIELD = 2**31 - 1
 
 
 class Table(NamedTuple):
@@ -166,6 +168,7 @@ def read_lines(path: Path) -> Iterator[Row]:
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the header, then the rows."""
+    csv.field_size_limit(_MAX_FIELD)
     with _opened(path) as file:
         reader = csv.DictReader(file)
         yield dict.fromkeys(reader.fieldnames or ())

@@ -112,8 +112,8 @@ def predict_command(
     many = build(ManyConfig, **given(ManyConfig, context, part(ManyConfig, options)))
     table = given(ScoringConfig, context, part(ScoringConfig, options))
     if many.out is not None:
-        if config.heat_maps is not None:
-            raise ConfigError("--heat-maps cannot be combined with --out. Remove one of them.")
+        if unused := sorted({"heat_maps", "top"} & config.model_fields_set):
+            raise ConfigError(f"--{unused[0].replace('_', '-')} cannot be combined with --out. Remove one of them.")
         shard, processes = _division(many)
         local = processes if many.on == LOCAL else None
         executor = executor_on(many.on, local) if shard.count > 1 and many.shard is None else None
@@ -171,7 +171,9 @@ def _show_report(report: ScoringReport) -> None:
         shown = ", ".join(f"{number:,} {suffix}" for suffix, number in counts.left_out.items())
         out.print(f"not predicted: files in tar shards that are no images: {escape(shown)}", soft_wrap=True)
     if counts.errors:
-        err.print(f"[bold red]error:[/] {counts.errors:,} images or shards could not be read. Their rows have the reason.", soft_wrap=True)
+        err.print(
+            f"[bold red]error:[/] {counts.errors:,} images or shards could not be predicted. Their rows have the reason.", soft_wrap=True
+        )
     out.print(f"next: edgetl merge {escape(report.out)}", soft_wrap=True)
 
 
