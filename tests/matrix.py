@@ -132,7 +132,7 @@ def _try_bench(python: Path, work: Path) -> None:
 _HELP = """
 import sys, typer.testing
 from edgetl.cli.app import app
-names = [item.callback.__name__.removesuffix("_command") for item in app.registered_commands]
+names = [item.name for item in app.registered_commands]
 shown = {name: typer.testing.CliRunner().invoke(app, [name, "--help"]) for name in names}
 sys.exit("; ".join(f"{name} --help: {result.exception!r}" for name, result in shown.items() if result.exit_code) or None)
 """

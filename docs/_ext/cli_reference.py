@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from markup import plain_text
 
-from edgetl.cli.app import COMMANDS, app
+from edgetl.cli.app import COMMANDS, app, command_name
 from edgetl.cli.examples import EXAMPLES
 from edgetl.cli.help import label_and_help, option_panels
 
@@ -27,7 +27,7 @@ def _lines() -> Iterator[str]:
         for title, functions in COMMANDS.items():
             yield f"## {title}\n"
             for function in functions:
-                name = function.__name__.removesuffix("_command")
+                name = command_name(function)
                 with group.commands[name].make_context(name, [], parent=root, resilient_parsing=True) as context:
                     yield from _command(name, group.commands[name], context)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from types import FrameType
 from typing import Annotated
@@ -16,7 +17,7 @@ from edgetl.cli.commands import bench, bundle, demo, export, fit, models, runs, 
 from edgetl.cli.commands.data import check, diagnosis, pack, unlabeled
 from edgetl.cli.commands.device import gallery, keys, run, store, tune
 from edgetl.cli.commands.evaluation import evaluate
-from edgetl.cli.commands.scoring import merge, predict
+from edgetl.cli.commands.scoring import merge, plan, predict
 from edgetl.cli.commands.transfer import adapt, update
 from edgetl.cli.examples import epilog
 from edgetl.cli.help import HelpCommand, HelpGroup
@@ -58,6 +59,7 @@ COMMANDS = {
     "Export": (export.export_command, fit.fit_command, runs.share_command),
     "Run": (
         predict.predict_command,
+        plan.plan_predict_command,
         merge.merge_command,
         evaluate.evaluate_command,
         bundle.verify_command,
@@ -82,10 +84,17 @@ COMMANDS = {
     "Other": (demo.demo_command, models.pretrain_command),
 }
 
+
+def command_name(function: Callable[..., None]) -> str:
+    """Return the name of a command, such as ``plan predict`` of ``plan_predict_command``."""
+    return function.__name__.removesuffix("_command").replace("_", " ")
+
+
 for panel, commands in COMMANDS.items():
     for command in commands:
-        name = command.__name__.removesuffix("_command")
-        app.command(name, cls=HelpCommand, rich_help_panel=panel, epilog=epilog(name))(command)
+        name = command_name(command)
+        # Shells complete single words.
+        app.command(name, cls=HelpCommand, rich_help_panel=panel, epilog=epilog(name), hidden=" " in name)(command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -75,6 +75,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Predict the images of a folder with the fastest variant", "edgetl predict bundle photos/cat"),
         ("Predict tar shards in two processes, and write files", "edgetl predict bundle 'shards/{00..63}.tar' --out out --processes 2"),
     ),
+    "plan predict": (
+        ("Measure some images", "edgetl predict bundle images --out out"),
+        ("Estimate a job of a billion images on 1000 cores", "edgetl plan predict --images 1e9 --cores 1000 --measured out"),
+    ),
     "merge": (
         ("Merge the parts of `edgetl predict --out`", "edgetl merge out"),
         ("Choose the file to write", "edgetl merge out --out predictions.jsonl"),

@@ -60,7 +60,12 @@ class HelpCommand(TyperCommand):
 
 
 class HelpGroup(TyperGroup):
-    """Group of commands with the help page of this module."""
+    """Group of commands with the help page of this module. The name of a command can have two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the name of the command, the command, and its arguments."""
+        first = " ".join(args[:2])
+        return super().resolve_command(ctx, [first, *args[2:]] if first in self.commands else args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Print the help page."""

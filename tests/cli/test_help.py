@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import typer.main
 
-from edgetl.cli.app import COMMANDS, app
+from edgetl.cli.app import COMMANDS, app, command_name
 from edgetl.cli.examples import EXAMPLES
 from edgetl.cli.help import choices
 from edgetl.core.options import COMMON
@@ -48,7 +48,7 @@ def test_the_main_page_groups_the_commands_and_describes_each_in_one_sentence() 
     assert list(panels) == ["Data", "Train", "Export", "Run", "Device", "Other", "Options"]
     for title, commands in COMMANDS.items():
         for command in commands:
-            assert command.__name__.removesuffix("_command") in panels[title].split()
+            assert f" {command_name(command)} " in f" {panels[title]}"
     for name in NAMES:
         summary = GROUP.commands[name].help.split("\n\n")[0]
         assert summary.endswith(".") and summary.count(". ") == 0 and len(summary) <= 90, summary
@@ -138,9 +138,10 @@ def test_the_examples_are_valid_commands_and_are_printed_on_one_line_each(name: 
     lines = _page(name).splitlines()
     for purpose, example in EXAMPLES[name]:
         assert f"  {purpose}:" in lines and f"    {example}" in lines and len(example) <= 76
-        program, command, *arguments = shlex.split(example)
+        program, *words = shlex.split(example)
         assert program == "edgetl"
-        GROUP.commands[command].make_context(command, arguments)
+        command_of, command, arguments = GROUP.resolve_command(None, words)
+        command.make_context(command_of, arguments)
 
 
 def test_a_list_of_fixed_values_is_named_in_help_and_errors() -> None:

@@ -13,7 +13,6 @@ import typer
 from rich.markup import escape
 
 from edgetl.cli.commands.evaluation.group_tables import show_balancing
-from edgetl.cli.commands.scoring.plan import ScoringPlanConfig, show_scoring_plan
 from edgetl.cli.options import build, given, need_extra, options_of, part
 from edgetl.cli.session import (
     Interrupted,
@@ -159,30 +158,24 @@ def _become_many(devices: int, num_nodes: int) -> NoReturn:
     os.execve(sys.executable, [sys.executable, *launch, *sys.argv[1:]], environment)
 
 
-@options_of(ScoringPlanConfig)
 @options_of(
     TrainConfig,
     without=("pretrained", "strategy", "head", "features", "unfreeze", "checkpoint_s", "allow_leakage", *options(CalibrationConfig)),
 )
 def plan_command(
     context: typer.Context,
-    data: Annotated[
-        Path, typer.Argument(help="Folder with one folder of images per class, or of the images in --labels; or the word predict.")
-    ],
+    data: Annotated[Path, typer.Argument(help="Folder with one folder of images per class, or of the images in --labels.")],
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
     """Estimate steps, time and memory of each fine-tuning strategy on this host.
 
-    The strategy that `edgetl train` chooses by default is marked with *. `edgetl plan predict` estimates the time and the storage of batch
-    scoring from a measured job.
+    The strategy that `edgetl train` chooses by default is marked with *. `edgetl plan predict` is a command of its own: it estimates batch
+    scoring. A folder with the name predict is ./predict here.
     """
-    if scoring := given(ScoringPlanConfig, context, part(ScoringPlanConfig, options)):
-        show_scoring_plan(data, build(ScoringPlanConfig, **scoring), json_output=json_output)
-        return
     need_extra("train")
-    config = build(TrainConfig, **given(TrainConfig, context, part(TrainConfig, options)))
+    config = build(TrainConfig, **given(TrainConfig, context, options))
     training_inputs(data, config)
     with working(json_output=json_output, verbose=verbose) as progress:
         from edgetl.train.workflows.estimate import estimate

@@ -1,41 +1,40 @@
-"""Plan of batch scoring: ``edgetl plan predict``."""
+"""Command ``edgetl plan predict``."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.markup import escape
 
-from edgetl.cli.session import out, print_json
+from edgetl.cli.session import JsonOption, out, print_json
 from edgetl.cli.tables import facts_grid
-from edgetl.core.config import StrictModel
-from edgetl.core.options import option_field
 from edgetl.errors import ConfigError
 from edgetl.scoring.cost import ScoringPlan, plan_scoring
 
-# Panel of the options in ``edgetl plan --help``.
-_PANEL = "Batch scoring (edgetl plan predict)"
+# With fewer images, the start of the process and the first reads change the rate.
+_ENOUGH = 1000
 
 
-class ScoringPlanConfig(StrictModel):
-    """Options of ``edgetl plan predict``."""
+def plan_predict_command(
+    images: Annotated[float, typer.Option(metavar="N", min=1, max=1e15, help="Number of images to predict, such as 1e9.")],
+    cores: Annotated[int, typer.Option(metavar="N", min=1, help="Number of cores of all hosts.")],
+    measured: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Output folder of `edgetl predict --out` on one of these hosts. Required.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Estimate time, shards and storage of batch scoring.
 
-    images: float | None = option_field(None, "Number of images to predict, such as 1e9.", panel=_PANEL, ge=1, le=1e15)
-    cores: int | None = option_field(None, "Number of cores of all hosts.", panel=_PANEL, ge=1)
-    measured: Path | None = option_field(
-        None, "Output folder of `edgetl predict --out` on one of these hosts.", panel=_PANEL, metavar="DIR"
-    )
-
-
-def show_scoring_plan(data: Path, config: ScoringPlanConfig, *, json_output: bool) -> None:
-    """Print the estimate of a job.
-
-    Raises:
-        ConfigError: an option is missing, or the first argument is not ``predict``.
+    The rate, the size of an image and the size of a row are measured: by a small job on one of the hosts.
     """
-    images, cores, measured = config.images, config.cores, config.measured
-    if str(data) != "predict" or images is None or cores is None or measured is None:
-        raise ConfigError("--images, --cores and --measured belong together: edgetl plan predict --images 1e9 --cores 1000 --measured DIR.")
+    if measured is None:
+        raise ConfigError(
+            f"--measured is missing: the rate of your hosts and the size of your images are not known. Measure some thousand images on one "
+            f"of the hosts, then plan: edgetl predict BUNDLE IMAGES --out DIR; edgetl plan predict --images {images:g} --cores {cores} "
+            f"--measured DIR."
+        )
     plan = plan_scoring(measured, images=round(images), cores=cores)
     print_json(plan) if json_output else _show(plan)
 
@@ -53,3 +52,5 @@ def _show(plan: ScoringPlan) -> None:
         facts.add_row(title, escape(value))
     out.print(facts)
     out.print("The time holds if the cores are equal to the measured one, and the storage delivers the input at this rate.", soft_wrap=True)
+    if plan.measured_images < _ENOUGH:
+        out.print(f"The measurement is short, so the rate is uncertain. Measure at least {_ENOUGH:,} images.", soft_wrap=True)
