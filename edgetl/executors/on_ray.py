@@ -47,7 +47,7 @@ class Ray:
         Raises:
             ConfigError: the cluster cannot be reached, or none of its hosts has the CPUs of a task.
         """
-        with _connected(self._address) as ray:
+        with _connected(self._address, self._retries) as ray:
             self._check_hosts(ray)
             options = {"num_cpus": self._cpus, "max_retries": self._retries, "retry_exceptions": True, "scheduling_strategy": "SPREAD"}
             run = ray.remote(**options)(_outcome)
@@ -103,13 +103,15 @@ def _outcome(function: Callable[[Any], Any], item: Any, folder: str) -> Any:
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
+def _connected(address: str | None, retries: int) -> Iterator[Any]:
     """Connect to a cluster, or start Ray on this host. Yield the module ``ray``. At the end, running tasks are stopped.
 
     Raises:
         ConfigError: the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # By default, Ray repeats a task without end if it needs more memory than a host has.
+    os.environ.setdefault("RAY_task_oom_retries", str(retries))
     ray = importlib.import_module("ray")
     options = {} if address else {"include_dashboard": False}
     # Ray prints messages about failed hosts, the last ones in shutdown, on the standard output, which has the result.

@@ -50,3 +50,11 @@ def write_later(place: Path) -> None:
     place.with_suffix(".pid").write_text(str(os.getpid()))
     time.sleep(60)
     place.touch()
+
+
+def fill_memory(size: int) -> None:
+    """Use ``size`` bytes of memory until the process is killed."""
+    kept = bytearray(size)
+    for index in range(0, size, 4096):
+        kept[index] = 1
+    time.sleep(60)

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.errors import ConfigError, DataError, MissingExtraError
+from edgetl.errors import ConfigError, DataError, EngineError, MissingExtraError
 from edgetl.executors import on_ray
 from edgetl.executors.choice import executor_on
+from edgetl.executors.on_ray import Ray
 from tests.command import edgetl
 from tests.data.shards import write_shards
 from tests.device.bundles import write_bundle
 from tests.executors.clusters import Cluster
-from tests.executors.tasks import refuse, square
+from tests.executors.tasks import crash, fill_memory, refuse, square
 from tests.namespaces import can_make_namespaces
 
 SHARDS, IMAGES = 12, 400
@@ -45,6 +46,21 @@ def test_results_on_one_host_are_in_order_and_a_mistake_of_the_user_is_final(tmp
     with pytest.raises(DataError, match="there is no such folder"):
         list(executor_on("ray", None).map(refuse, [tmp_path / "calls"]))
     assert (tmp_path / "calls").read_text() == "call\n"
+    with pytest.raises(ConfigError, match=r"--cpus-per-task 10000: the largest host of the Ray cluster has \d+ CPUs"):
+        list(executor_on("ray", None, cpus=10_000).map(square, [1]))
+    lost: list[str] = []
+    list(Ray(retries=0).map(crash, [1], failed=lambda item, error: lost.append(f"{item}: {error}")))
+    assert lost[0].startswith("1: a task failed 1 times on the Ray cluster")
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_task_that_needs_too_much_memory_is_not_repeated_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    monkeypatch.delenv("RAY_task_oom_retries", raising=False)
+    with pytest.raises(EngineError, match=r"a task failed 2 times on the Ray cluster: .* low on memory"):
+        list(Ray(retries=1).map(fill_memory, [600_000_000]))
 
 
 @pytest.mark.slow

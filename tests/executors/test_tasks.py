@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,13 @@ from edgetl.train.workflows.rank import rank
 from edgetl.train.workflows.train import train, train_in_tasks
 from tests.command import edgetl
 from tests.conftest import write_colors
+from tests.executors.clusters import Cluster
+from tests.namespaces import can_make_namespaces
 
-needs_ray = pytest.param("ray", marks=pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"))
+needs_ray = pytest.param(
+    "ray", marks=[pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")]
+)
+EDGETL = (sys.executable, "-c", "from edgetl.cli.app import main; main()")
 NAMES = ("random:test_resnet", "no_such_net", "random:test_byobnet")
 SMALL: dict[str, Any] = {
     "backbone": "test_resnet",
@@ -77,6 +85,11 @@ def _executor(name: str) -> Executor:
     return Pickled() if name == "pickled" else Ray() if name == "ray" else Local(2)
 
 
+@cache
+def _rank_here(data: Path, config: RankConfig) -> dict[str, Any]:
+    return _figures(rank(data, config))
+
+
 def _figures(ranking: Ranking) -> dict[str, Any]:
     """Return the ranking without its times."""
     return ranking.model_dump(exclude={"seconds": True, "ranked": {"__all__": {"latency_ms"}}})
@@ -109,7 +122,7 @@ def test_a_ranking_in_tasks_equals_that_of_one_process(digits: Path, name: str) 
     config = RankConfig(candidates=NAMES, images=24, confirm=int(name != "pickled"))
     stages: list[tuple[str, int, int]] = []
     found = rank(digits, config, tasks=Tasks(_executor(name), 1, lambda *call: stages.append(call)))
-    assert _figures(found) == _figures(rank(digits, config))
+    assert _figures(found) == _rank_here(digits, config)
     assert {item.name for item in found.ranked} == {NAMES[0], NAMES[2]} and found.left_out[0].name == NAMES[1]
     assert stages[:4] == [("scoring at 128 px", done, 3) for done in range(4)]
 
@@ -133,6 +146,26 @@ def test_strategies_in_tasks_equal_those_of_one_process(colors: Path, tmp_path: 
         assert runs[0].record.files["weights.safetensors"] == runs[1].record.files["weights.safetensors"]
     with pytest.raises(ConfigError, match="exists already"):
         train_in_tasks(colors, config, tmp_path / "run", tasks)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+@pytest.mark.skipif(not can_make_namespaces(), reason="network namespaces need root and the command ip")
+def test_a_cluster_that_loses_a_worker_in_a_training_has_the_same_result(colors: Path, tmp_path: Path) -> None:
+    options = {**SMALL, "strategy": "compare", "epochs": 20, "checkpoint_s": 0.1}
+    here = train(colors, TrainConfig.from_options(**options), tmp_path / "here")
+    given = "--strategy compare --backbone test_resnet --random-weights --input-size 32 --val 0.25 --workers 0 --epochs 20 --batch-size 8"
+    with Cluster(cpus=2) as cluster:
+        on = ("--augmented-views", "1", "--checkpoint-s", "0.1", "--on", f"ray:{cluster.address}")
+        driver = cluster.popen(*EDGETL, "train", colors, "--out", tmp_path / "run", *given.split(), *on)
+        while driver.poll() is None and not list((tmp_path / "run.compare").glob("*.checkpoints/*")):
+            time.sleep(0.02)
+        cluster.kill(1)
+        _, errors = driver.communicate(timeout=600)
+    assert driver.returncode == 0, errors
+    found = open_run(tmp_path / "run")
+    assert _trained(found)[1:] == _trained(here)[1:]
 
 
 def test_a_lost_strategy_is_named_and_the_finished_ones_are_kept(colors: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from tests.docs.pages import ROOT
 SLURM = ROOT / "packaging/slurm/predict.sbatch"
 KUBERNETES = ROOT / "packaging/kubernetes/predict-job.yaml"
 RAY = ROOT / "packaging/kubernetes/predict-rayjob.yaml"
-# Fields of RayJobSpec, RayClusterSpec, HeadGroupSpec and WorkerGroupSpec (ray.io/v1) of KubeRay 1.4.
+# Fields of RayJobSpec, RayClusterSpec, HeadGroupSpec and WorkerGroupSpec (ray.io/v1) of KubeRay 1.4. No package on PyPI has its schema. The
+# fields that the manifest uses were compared with the Go types (ray-operator/apis/ray/v1).
 _RAY_JOB = {
     *"activeDeadlineSeconds backoffLimit clusterSelector deletionPolicy entrypoint entrypointNumCpus entrypointNumGpus jobId".split(),
     *"entrypointResources managedBy metadata rayClusterSpec runtimeEnvYAML shutdownAfterJobFinishes submissionMode".split(),
