@@ -38,7 +38,7 @@ from edgetl.train.artifacts.loading.build import fixed_size
 from edgetl.train.artifacts.loading.lineage import pretraining_of, seen_by_ancestors
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.artifacts.record import TIMM_CONFIG_NAME
-from edgetl.train.artifacts.seen_images import PERCEPTUAL_NAME, SELECTED_NAME, TRAINED_NAME, perceptual_hashes
+from edgetl.train.artifacts.seen_images import PERCEPTUAL_NAME, SELECTED_NAME, TRAINED_NAME, SeenImages, perceptual_hashes
 from edgetl.train.artifacts.writer import published_config
 from edgetl.train.config.options import BackboneConfig, TrainConfig
 from edgetl.train.config.plan import steps_per_epoch
@@ -101,7 +101,7 @@ def distill_unlabeled(data: Path, out: Path, config: TrainConfig, own: DistillCo
         _train(training, own, checkpoint, progress)
         seconds = round(time.monotonic() - started + checkpoint.seconds_before, 1)
         measured = {"steps": own.steps, "explained_before": before, "explained": training.explained(), "seconds": seconds}
-        record = _publish(out, training, {"seen": seen, "pretraining": pretraining_of(config.backbone).perceptual, **measured})
+        record = _publish(out, training, seen=seen, pretraining=pretraining_of(config.backbone).perceptual, measured=measured)
         path.unlink(missing_ok=True)
         return record
 
@@ -168,8 +168,9 @@ class _Training:
 def _prepare(data: Path, config: TrainConfig, own: DistillConfig, progress: Progress) -> _Training:
     """Read the images, load both networks, and fit the first linear map."""
     device = choose_device(config.run.device)
+    start, teacher = _load(config.backbone, own)  # before the images: mistakes in names are found at once
     train, held = _read(data, config.run.seed, progress)
-    start, teacher = _load(config.backbone, own, (*train, *held))
+    start = with_intensity(start, "auto", (*train, *held))
     spec = start.spec
     if not fixed_size(start.model):
         height, width = (max(STRIDE, round(CROP_SIDE * side / STRIDE) * STRIDE) for side in spec.input_size)
@@ -195,7 +196,7 @@ def _read(data: Path, seed: int, progress: Progress) -> tuple[list[Sample], list
     return [samples[index] for index in sorted(order[count:])], [samples[index] for index in sorted(order[:count])]
 
 
-def _load(config: BackboneConfig, own: DistillConfig, samples: Sequence[Sample]) -> tuple[Backbone, Backbone]:
+def _load(config: BackboneConfig, own: DistillConfig) -> tuple[Backbone, Backbone]:
     """Load the start, with the license and the lineage of both networks, and the teacher."""
     if own.teacher is None:
         raise ConfigError("there is no teacher. Give a larger network with --teacher, such as a run or a name of `edgetl models`.")
@@ -209,7 +210,7 @@ def _load(config: BackboneConfig, own: DistillConfig, samples: Sequence[Sample])
         raise ConfigError(f"the teacher {own.teacher} is the backbone itself. Give a larger network with --teacher.")
     parents = (*(parent.model_copy(update={"kind": "teacher"}) for parent in teacher.parents), *start.parents)
     license = most_restrictive(parent.license for parent in parents)
-    return with_intensity(replace(start, parents=parents, license=license), "auto", samples), teacher
+    return replace(start, parents=parents, license=license), teacher
 
 
 def _augmentation(spec: PreprocessSpec) -> v2.Transform:
@@ -298,14 +299,24 @@ class FeatureDistillation(nn.Module):
         return (targets - self.target_mean) / self.target_spread
 
 
-def _publish(out: Path, training: _Training, facts: dict[str, Any]) -> DistillationRecord:
-    """Write the weights without a head, timm's configuration, the hashes of the images, and the record."""
+def _publish(
+    out: Path, training: _Training, *, seen: SeenImages, pretraining: frozenset[int], measured: dict[str, Any]
+) -> DistillationRecord:
+    """Write the weights without a head, timm's configuration, the hashes of the images, and the record.
+
+    Args:
+        out: folder to write.
+        training: networks and images.
+        seen: labeled images that trained or selected the parents.
+        pretraining: perceptual hashes of the images that pretrained the start.
+        measured: fields of the record that the training determines.
+    """
     start, samples = training.start, (*training.train, *training.held)
     state = {key: value.detach().cpu().contiguous() for key, value in training.module.network.state_dict().items()}
     write_bytes(out / WEIGHTS_NAME, safetensors.torch.save(state, {"format": "pt"}))
     write_text(out / TIMM_CONFIG_NAME, json.dumps(published_config(start, ()), indent=2) + "\n")
-    write_bytes(out / UNLABELED_NAME, pack_prefixes(perceptual_hashes(samples) | facts.pop("pretraining")))
-    facts.pop("seen").write(out)
+    write_bytes(out / UNLABELED_NAME, pack_prefixes(perceptual_hashes(samples) | pretraining))
+    seen.write(out)
     names = (WEIGHTS_NAME, TIMM_CONFIG_NAME, UNLABELED_NAME, TRAINED_NAME, SELECTED_NAME, PERCEPTUAL_NAME)
     record = DistillationRecord(
         name=out.resolve().name,
@@ -319,7 +330,7 @@ def _publish(out: Path, training: _Training, facts: dict[str, Any]) -> Distillat
         versions=versions(),
         host=fingerprint(),
         files={name: sha256_of(out / name) for name in names},
-        **facts,
+        **measured,
     )
     write_text(out / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
     return record

@@ -132,8 +132,10 @@ def test_distillation_rejects_wrong_inputs(inputs: Path, distilled: tuple[Path, 
         _distill(inputs, tmp_path / "b", teacher=f"local-dir:{inputs / 'start'}")
     config = TrainConfig.from_options(backbone=f"local-dir:{inputs / 'start'}")
     few = write_colors(tmp_path / "few", 3)
+    with pytest.raises(BackboneError, match="gone"):  # before the images are read
+        distill_unlabeled(few, tmp_path / "c", config, DistillConfig(teacher=f"local-dir:{inputs / 'gone'}"))
     with pytest.raises(DataError, match=r"few has 9 different readable images\. At least 100 are needed\. Add images\."):
-        distill_unlabeled(few, tmp_path / "c", config, DistillConfig(teacher="x"))
+        distill_unlabeled(few, tmp_path / "c", config, DistillConfig(teacher=f"local-dir:{inputs / 'teacher'}"))
     torchvision = TrainConfig.from_options(backbone="torchvision:squeezenet1_0", pretrained=False)
     with pytest.raises(BackboneError, match="cannot be written in timm's format"):
         distill_unlabeled(inputs / "images", tmp_path / "d", torchvision, DistillConfig(teacher=f"local-dir:{inputs / 'teacher'}"))
