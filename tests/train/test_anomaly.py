@@ -216,12 +216,13 @@ def test_every_written_variant_keeps_the_auroc(detector: Run, tmp_path: Path) ->
     config = ExportConfig(max_drop=0.05, min_agreement=0.8, calibration_images=20, allow_missing=True)
     bundle = export_bundle(detector.path, config, tmp_path / "bundle")
     variants = bundle.manifest.variants
+    # int8 of OpenVINO changes the outputs of the embedded backbone too much. The gate rejects it, and fp16 replaces it.
     assert {variant.name for variant in variants} == {"onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-fp16"}
-    # A known limit: int8 of OpenVINO changes the outputs of this network too much. The gate rejects it, and fp16 replaces it.
-    assert [(item.name, "cosine similarity" in item.reason) for item in bundle.manifest.rejected] == [("openvino-int8", True)]
+    assert [item.name for item in bundle.manifest.rejected] == ["openvino-int8"]
     for variant in variants:
         assert variant.test is not None
-        assert variant.test.value == pytest.approx(detector.record.test.score.value, abs=0.05)
+        assert variant.test.value == pytest.approx(detector.record.test.score.value, abs=0.01)
+        assert variant.name.endswith("fp32") or (variant.agreement.score_correlation or 0) >= MIN_CORRELATION
     assert len(verify(bundle).checked) == len(variants)
 
 

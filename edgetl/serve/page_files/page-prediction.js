@@ -44,7 +44,7 @@ function multiLabel(card, { labels: predicted, scores }) {
 
 function anomaly(card, { label, score, heat_map: heat }) {
   return {
-    headline: [make("strong", {}, label === "anomaly" ? "Anomaly" : "Normal"), make("span", { class: "score" }, percent(score))],
+    headline: [make("strong", {}, label === "anomaly" ? "Anomaly" : "Normal"), make("span", { class: "score" }, `anomaly score ${percent(score)}`)],
     note: "The bar is the anomaly score. The mark is the threshold. Orange positions of the map look different from the normal images.",
     rows: make("div", {},
       make("ol", { class: "bars", role: "list" }, bar({ name: "anomaly", score, predicted: label === "anomaly", threshold: card.thresholds[0] })),
