@@ -21,6 +21,7 @@ FIRST_FIXED = {
     "opencv-python-headless": ((4, 12), "CVE-2025-53644"),
     "openvino": ((2025, 3), "2025.2 cannot read the exported files"),
     "paho-mqtt": ((2, 0), "1.6 has no callbacks with reason codes"),
+    "pyarrow": ((20,), "19 cannot read a Parquet file without rows in batches"),
     "pydantic": ((2, 10, 1), "2.9 and 2.10.0 reject edgetl's models"),
     "python-multipart": ((0, 0, 27), "CVE-2026-42561, CVE-2026-40347"),
     "starlette": ((0, 49, 1), "CVE-2025-62727"),
