@@ -216,6 +216,10 @@ class Calibration(StrictModel):
     images_sha256: Sha256
     preprocess_sha256: Sha256
 
+    def describe(self, task: Task) -> str:
+        """Return the images as text. Anomaly detection also uses a copy of each with confetti noise."""
+        return f"{self.n} training images{', and a copy of each with confetti noise' if task == 'anomaly' else ''}"
+
 
 class Rejected(StrictModel):
     """Rejected variant: requested, but not in the bundle.

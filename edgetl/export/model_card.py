@@ -36,7 +36,7 @@ def write_card(manifest: Manifest, record: RunRecord, *, signed_by: str | None =
         "",
         *facts,
         *(["- Input of the files: uint8 [batch, height, width, 3], RGB, resized and cropped. The files normalize it."] if pixels else []),
-        f"- Calibration of int8: {f'{calibration.n} training images' if calibration else 'none, because no int8 variant was requested'}",
+        f"- Calibration of int8: {calibration.describe(manifest.task) if calibration else 'none, because no int8 variant was requested'}",
         f"- Monitoring reference: {f'{reference.n} images' if reference else f'none, fewer than {LEAST_IMAGES} images'} of the validation",
         *([f"- Signed by the key with the fingerprint (SHA-256) {signed_by}"] if signed_by else []),
         "",

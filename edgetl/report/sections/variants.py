@@ -54,7 +54,7 @@ def pareto_front(variants: Sequence[Variant]) -> frozenset[str]:
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, Child]]:
-    calibration = f"{manifest.calibration.n} training images" if manifest.calibration else "none, because there is no int8 variant"
+    calibration = manifest.calibration.describe(manifest.task) if manifest.calibration else "none, because there is no int8 variant"
     contract = manifest.contract.chosen.clauses if manifest.contract else ()
     return [
         ("Bundle", f"{manifest.name}, release {manifest.release}, {manifest.created}"),
