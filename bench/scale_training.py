@@ -232,9 +232,11 @@ def resume(given: argparse.Namespace) -> None:
         source, whole, out = pattern(given, FEW_SHARDS), given.work / "whole", given.work / "killed"
         shutil.rmtree(out, ignore_errors=True)  # of the other strategy: --resume does not replace it
         train(source, whole, *strategy)
-        seconds, kills, options = time.monotonic() - started, 0, ["--overwrite"]
-        while True:
+        seconds, kills, resumed, options = time.monotonic() - started, 0, 0, ["--overwrite"]
+        digests, done = {_digest(whole)}, False
+        while not done:
             process = start(source, out, *strategy, *options)
+            resumed += options == ["--resume"]
             try:
                 code = process.wait(rng.uniform(0.1, 0.95) * seconds if kills < given.kills else None)
             except subprocess.TimeoutExpired:
@@ -245,9 +247,14 @@ def resume(given: argparse.Namespace) -> None:
                 continue
             if code:
                 raise SystemExit(f"edgetl train ended with {code}. Its messages are in {out}.log")
-            break
-        digests = {hashlib.sha256((path / "weights.safetensors").read_bytes()).hexdigest() for path in (whole, out)}
-        print(f"resume: {strategy[1]}, {kills} kills, weights {'bit-identical' if len(digests) == 1 else 'DIFFERENT'}", flush=True)
+            digests.add(_digest(out))
+            done, options = kills >= given.kills, ["--overwrite"]  # a training that ends before the last kill is repeated
+        result = "bit-identical" if len(digests) == 1 else "DIFFERENT"
+        print(f"resume: {strategy[1]}, {kills} kills, {resumed} times resumed, weights {result}", flush=True)
+
+
+def _digest(run: Path) -> str:
+    return hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest()
 
 
 def processes(given: argparse.Namespace) -> None:
