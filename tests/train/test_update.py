@@ -230,7 +230,7 @@ def _splits(labels: Iterable[int]) -> Splits:
 
 
 def test_labels_with_a_low_probability_are_contradicted() -> None:
-    probabilities = np.array([[0.9, 0.1, 0.0], [0.02, 0.9, 0.08], [0.04, 0.96, 0.0]], np.float32)
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.01, 0.9, 0.09], [0.015, 0.985, 0.0]], np.float32)
     found = contradicted_labels(probabilities, _splits([0, 0, 0]))
     assert found.images == 2 and found.files == ("1.png", "2.png")
 

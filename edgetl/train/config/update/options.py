@@ -42,7 +42,7 @@ class UpdateConfig(StrictModel):
     )
     max_contradicted: float = _gate(
         0.12,
-        "Largest fraction of new labels with a probability below 5 % to heads that were fitted without the image, 0..1. 1 turns the check "
+        "Largest fraction of new labels with a probability below 2 % to heads that were fitted without the image, 0..1. 1 turns the check "
         "off.",
         ge=0.0,
         le=1.0,

@@ -52,7 +52,7 @@ class BalancedAccuracy(StrictModel):
 
 
 class ContradictedLabels(StrictModel):
-    """New labels with a probability below 5 % to heads that were fitted without the image. Many of them indicate wrong labels.
+    """New labels with a probability below 2 % to heads that were fitted without the image. Many of them indicate wrong labels.
 
     Attributes:
         images: number of the images.

@@ -20,7 +20,7 @@ from edgetl.train.heads.linear import LinearHead
 from edgetl.train.workflows.update.head import UpdateData, fit_head, out_of_fold
 
 # Probability of a contradicted label is below this.
-CONTRADICTED = 0.05
+CONTRADICTED = 0.02
 # Largest number of listed files.
 SHOWN = 20
 # Side of the compared thumbnails, side of the compared blocks, and step between them, pixels. Any square of 6 pixels, 9 % of the side,
