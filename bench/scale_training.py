@@ -243,11 +243,13 @@ def resume(given: argparse.Namespace) -> None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills, saved = kills + 1, any(given.work.glob("killed.checkpoints/step-*"))
-                options = ["--resume"] if saved else ["--overwrite"]
+                # The run folder is complete as soon as it exists, also if the saved states are not yet removed.
+                options = ["--resume"] if saved and not out.exists() else ["--overwrite"]
                 continue
             if code:
                 raise SystemExit(f"edgetl train ended with {code}. Its messages are in {out}.log")
             digests.add(_digest(out))
+            shutil.rmtree(out)
             done, options = kills >= given.kills, ["--overwrite"]  # a training that ends before the last kill is repeated
         result = "bit-identical" if len(digests) == 1 else "DIFFERENT"
         print(f"resume: {strategy[1]}, {kills} kills, {resumed} times resumed, weights {result}", flush=True)
