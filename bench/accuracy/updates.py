@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--data", default=",".join(DATA_SETS))
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the part classes")
     parser.add_argument("--updates", type=int, default=10, help="updates of each kind in the part gate")
+    parser.add_argument("--first-update", type=int, default=0, help="seed of the first update in the part gate")
     parser.add_argument("--side", type=int, default=96, help="input height and width")
     parser.add_argument("--methods", default=";".join(METHODS), help="methods of the part classes, separated by semicolons")
     given = parser.parse_args()
@@ -107,7 +108,7 @@ def main() -> None:
             if given.part != "gate":
                 _classes(images, Path(folder), given.seeds, given.side, methods=given.methods.split(";"))
             if given.part != "classes":
-                _gate(images, Path(folder), given.updates, given.side)
+                _gate(images, Path(folder), range(given.first_update, given.first_update + given.updates), given.side)
 
 
 def _write(samples: Sequence[tuple[Sample, str]], folder: Path) -> Path:
@@ -186,17 +187,17 @@ def _sequence(
     return _accuracy(run, *tested), max(drops), promoted
 
 
-def _gate(images: ImageFolder, folder: Path, updates: int, side: int) -> None:
+def _gate(images: ImageFolder, folder: Path, updates: range, side: int) -> None:
     """Print how many clean and poisoned updates the gate promotes, and the reasons of the rejections."""
     print(f"\n{images.root.name}: promotion gate")
     print("| new images | poisoning | promoted | contradicted labels | triggers found | reasons |\n|---|---|---|---|---|---|")
     for kind in UPDATES:
         for attack in ATTACKS:
-            found = [_one_update(images, kind, attack, folder / f"{kind}-{attack}-{seed}", seed, side) for seed in range(updates)]
+            found = [_one_update(images, kind, attack, folder / f"{kind}-{attack}-{seed}", seed, side) for seed in updates]
             rates = [item.contradicted.rate for item in found]
             reasons = Counter(reason.split(":")[0].split("(")[0][:40] for item in found for reason in item.reasons)
             print(
-                f"| {kind} | {attack} | {sum(item.promoted for item in found)} of {updates} | {min(rates):.1%} to {max(rates):.1%} | "
+                f"| {kind} | {attack} | {sum(item.promoted for item in found)} of {len(updates)} | {min(rates):.1%} to {max(rates):.1%} | "
                 f"{sum(item.trigger is not None for item in found)} | {dict(reasons)} |",
                 flush=True,
             )

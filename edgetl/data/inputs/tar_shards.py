@@ -68,7 +68,7 @@ def _members(file: BinaryIO, wanted: Wanted) -> Iterator[Item]:
             if member is None:
                 check_end(file, archive.offset)
                 return
-            item = _item(archive, member, wanted(number))
+            item = _item(file, member, archive.offset, wanted=wanted(number))
             if item is not None:
                 yield item
                 number += not item.left_out
@@ -76,9 +76,9 @@ def _members(file: BinaryIO, wanted: Wanted) -> Iterator[Item]:
     raise DamageError(f"it has more than {MAX_MEMBERS:,} files")
 
 
-def _item(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> Item | None:
-    """Return the item of a member; none for a folder."""
-    name, end = member.name.removeprefix("./"), float(archive.offset)
+def _item(file: BinaryIO, member: tarfile.TarInfo, end: float, *, wanted: bool) -> Item | None:
+    """Return the item of a member that ends at byte ``end``; none for a folder."""
+    name = member.name.removeprefix("./")
     stem, suffix = posixpath.splitext(name)  # several times as fast as PurePosixPath
     if member.isdir():
         return None
@@ -92,15 +92,16 @@ def _item(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: bool) -> It
         problem = "it is a link or a special file. Shards may contain regular files only."
     elif name.startswith("/") or ".." in name.split("/"):
         problem = "its name is absolute or contains '..'. Write the shard again with relative names."
+    elif member.issparse():
+        problem = "it is stored as sparse, which is not supported. Write the shard again without sparse files."
     elif member.size > MAX_FILE_BYTES:
         problem = f"it has {member.size} bytes. The limit is {MAX_FILE_BYTES}."
     elif member.size == 0:
         problem = "it is empty."
     if problem or not wanted:
         return Item(0, key, error=f"{printable(member.name)}: {problem}" if problem else "", read=end)
-    stream = archive.extractfile(member)
-    assert stream is not None
-    data = stream.read(member.size)
+    file.seek(member.offset_data)
+    data = file.read(member.size)
     if len(data) < member.size:
         raise DamageError(f"unexpected end of data in {printable(member.name)}")
     return Item(0, key, data, read=end)
