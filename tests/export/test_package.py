@@ -196,7 +196,8 @@ def test_the_card_lists_every_variant_with_its_interval_and_n(bundle: Bundle) ->
 )
 def test_remedies_for_a_rejected_variant_fit_its_reason(tmp_path: Path, reason: str, training: int, present: str, absent: str) -> None:
     gate = SimpleNamespace(folds=0)
-    context: Any = SimpleNamespace(calibration=range(24), train=range(training), config=ExportConfig(), gate=gate)
+    calibration = SimpleNamespace(samples=[SimpleNamespace(synthetic=None)] * 24)
+    context: Any = SimpleNamespace(calibration=calibration, train=range(training), config=ExportConfig(), gate=gate)
     contents = package._Contents(tmp_path, [], rejected=[Rejected(name="onnx-int8", reason=reason)])
     text = package._remedies(context, contents)
     assert present in text and absent not in text and "eplace int8 by fp16 with --allow-missing" in text
