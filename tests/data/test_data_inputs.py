@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -196,6 +197,17 @@ def test_huge_headers_chains_of_headers_and_sparse_files_are_not_read_into_memor
     sparse.type = tarfile.GNUTYPE_SPARSE
     path.write_bytes(sparse.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     assert "sparse" in next(read_tar(path, every)).error
+
+
+def test_a_sparse_file_with_pax_headers_is_an_error_of_the_image(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("sparse.png")
+        member.pax_headers = {"GNU.sparse.size": "4000", "GNU.sparse.map": "0,10"}
+        member.size = 10
+        archive.addfile(member, io.BytesIO(bytes(10)))
+        add_file(archive, "ok.png", colored(0))
+    sparse, ok = read_tar(tmp_path / "sparse.tar", every)
+    assert "stored as sparse" in sparse.error and ok.content == colored(0)
 
 
 def _header(**changes: object) -> bytes:

@@ -232,7 +232,7 @@ def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
     out.print(table)
     out.print(
         "#: place; equal places differ by less than one bootstrap standard error. top-1: ImageNet accuracy, %. "
-        "ms: one image in torch on one thread of this host."
+        "ms: one image in torch on one thread."
     )
     print_notes(ranking.notes)
     small = [item.name for item in ranking.ranked if item.stage == "small"]

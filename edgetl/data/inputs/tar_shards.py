@@ -111,12 +111,12 @@ def check_headers(file: BinaryIO, offset: int) -> None:
     """Check the extended headers at ``offset``, which tarfile would read into memory as a whole.
 
     Args:
-        file: archive, at the end of what has been read.
+        file: archive. Its position is the end of the last read.
         offset: position of the headers, bytes.
 
     Raises:
         DamageError: they are larger than the limit, too many, or describe a sparse file; or ``offset`` is before the end
-            of what has been read, or outside the file.
+            of the last read, or outside the file.
     """
     size = os.fstat(file.fileno()).st_size
     if not file.tell() <= offset <= size:
