@@ -13,7 +13,9 @@ from pydantic import Field
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 
-_Omitted: TypeAlias = Literal["hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "sibling"]
+_Omitted: TypeAlias = Literal[
+    "hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "sibling", "member"
+]
 _Unlabeled: TypeAlias = Literal["loose", "unlabeled", "no-images", "no-label", "not-in-table", "copy"]
 _Used: TypeAlias = Literal[
     "linked", "content", "splits", "nested", "class-train", "no-val", "no-test", "table", "no-group", "not-utf8", "shards"
@@ -28,7 +30,7 @@ MOST_ROWS = 20
 _INCLUDE = "--include PATTERN uses them"
 _EXCLUDE = "--exclude PATTERN leaves them out"
 # Reasons whose counts are per file suffix. The suffixes alone do not lead to the files.
-_BY_SUFFIX: frozenset[Reason] = frozenset({"unsupported", "other", "content"})
+_BY_SUFFIX: frozenset[Reason] = frozenset({"unsupported", "other", "content", "member"})
 # Unit, event and remedy of each reason.
 _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "hidden": ("file", "left out: hidden (the name of the file or its folder starts with a dot)", _INCLUDE),
@@ -45,6 +47,7 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "unreadable": ("file or folder", "left out: cannot be read", "Check the permissions"),
     "loop": ("linked folder", "left out: the target is already read", ""),
     "sibling": ("image", "left out: in a folder next to the splits that is not a split", ""),
+    "member": ("file", "of the shards left out: not KEY.SUFFIX of an image, .cls or .json. A key ends at the first dot of a file name", ""),
     "loose": ("image", "left out: not in a class folder", "Move them into a class folder to use them"),
     "unlabeled": ("image", "of the test split left out: no label, because the training split has no class folder of this name", ""),
     "no-images": ("folder", "left out: no images", ""),

@@ -76,6 +76,36 @@ def test_numbers_without_leading_zeros_are_not_padded(tmp_path: Path) -> None:
     assert [path.name for path in find_shards(tmp_path / "{9..10}.tar")] == ["9.tar", "10.tar"]
 
 
+def test_a_wildcard_selects_shards_by_name(shards: Path) -> None:
+    assert [path.name for path in find_shards(shards.parent / "*.tar")] == ["00.tar", "01.tar"]
+    with pytest.raises(DataError, match=r"1 of 1 shards do not exist"):
+        find_shards(shards.parent / "a*.tar")
+
+
+def test_files_that_are_no_images_are_reported(tmp_path: Path) -> None:
+    more = [("a.npy", b"x"), ("0000.more.png", b"x"), ("README", b"x"), ("__meta__/x", b"x")]
+    folder, _ = scan_shards(_write(tmp_path / "a.tar", *_images(16), *more), RULE)
+    note = folder.notes[0].describe()
+    assert note.startswith("3 files of the shards left out: not KEY.SUFFIX of an image") and note.endswith("a.npy, 0000.more.png, README.")
+    with pytest.raises(DataError, match=r"a.tar has no images. Each image is a file such as 0001.jpg.* 3 files of the shards left out"):
+        scan_shards(_write(tmp_path / "a.tar", *more), RULE)
+    with pytest.raises(DataError, match=r"a.tar has images of one class only \(cat\)"):
+        scan_shards(_write(tmp_path / "a.tar", *_images(4, classes=("cat",))), RULE)
+
+
+def test_a_folder_must_have_the_shards_of_its_index(tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    pack_shards(scan(fill(tmp_path / "pets", "dog", "cat", count=8)), out, images_per_shard=4, inputs={})
+    (out / "00001.tar").rename(tmp_path / "kept.tar")
+    with pytest.raises(DataError, match=r"1 of 4 shards of shards.json do not exist \(00001.tar\). Copy them, or give a pattern"):
+        find_shards(out)
+    assert len(find_shards(out / "*.tar")) == 3
+    (tmp_path / "kept.tar").rename(out / "00001.tar")
+    _write(out / "more.tar", *_images(4))
+    with pytest.raises(DataError, match=r"has 1 shards that shards.json does not list \(more.tar\). Move them"):
+        find_shards(out)
+
+
 def test_a_scan_counts_all_images_and_lists_them_as_paths_of_byte_ranges(shards: Path) -> None:
     folder, found = scan_shards(shards, RULE)
     assert folder.labels == ("cat", "dog") and sum(found.counts.values()) == 16 == len(folder.samples)
@@ -128,7 +158,9 @@ def test_the_number_of_listed_images_is_limited_and_does_not_depend_on_the_order
         ([("0001.png", b"x"), ("0001.cls", b"")], "the label of 0001 is empty"),
         ([("0001.png", b"x"), ("0001.cls", b"\xff")], "the label or the JSON of 0001 cannot be read"),
         ([("0001.png", b"x"), ("0001.jpg", b"x"), ("0001.cls", b"0")], "0001 has two images"),
+        ([("0001.png", b"x"), ("0001.cls", b"0"), ("0001.cls", b"1")], "0001 has two files .cls"),
         ([("../0001.png", b"x"), ("../0001.cls", b"0")], "has an unsafe name"),
+        ([("00\n01.png", b"x"), ("00\n01.cls", b"0")], "has an unsafe name"),
         ([("0001.png", b"x"), ("0001.cls", b"0" * 2000)], "0001.cls has 2000 bytes. The limit is 1000"),
     ],
 )

@@ -21,11 +21,14 @@ from edgetl.core.files.regular import open_plain
 from edgetl.core.images.decode import EXTENSIONS
 from edgetl.data.inputs.tar_shards import DamageError, check_end, check_headers
 from edgetl.data.layout import Part
+from edgetl.data.scan_notes import Notes
 from edgetl.errors import DataError
 
 LABEL_SUFFIX, FACTS_SUFFIX = "cls", "json"
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _LIMITS = {LABEL_SUFFIX: 1_000, FACTS_SUFFIX: 100_000}
+# Characters of a suffix in notes.
+_SUFFIX_LENGTH = 20
 _META = re.compile(r"__[^/]*__($|/)")
 _PARTS: dict[Any, Part] = {"train": "train", "val": "val", "test": "test"}
 
@@ -105,11 +108,14 @@ def annotate(key: str, members: Mapping[str, Any], where: str, labels: Mapping[s
     return Annotation(text, "" if group is None else printable(str(group)), _PARTS.get(facts.get("split")))
 
 
-def read_members(shard: Path, labels: Mapping[str, str] | None = None) -> Iterator[Member]:
+def read_members(shard: Path, labels: Mapping[str, str] | None = None, *, notes: Notes | None = None) -> Iterator[Member]:
     """Yield the images of a shard in their order. Only headers and annotations are read. A label table replaces the ``.cls`` members.
 
+    Other files are left out, and are added to ``notes``. Metadata of WebDataset (``__NAME__``) is no such file.
+
     Raises:
-        DataError: the archive is truncated or damaged, an image has no label, or a member is a link or has an unsafe name.
+        DataError: the archive is truncated or damaged, an image has no label, a key has two images, labels or JSON files, or a member is a
+            link or has an unsafe name.
     """
     where, last = printable(shard), ""
     try:
@@ -117,6 +123,8 @@ def read_members(shard: Path, labels: Mapping[str, str] | None = None) -> Iterat
             pending: _Pending | None = None
             for archive, info in _headers(file):
                 key, suffix = _checked(info, where)
+                if notes is not None and _is_left_out(info, suffix):
+                    notes.add("member", info.name, by=PurePosixPath(info.name).suffix[:_SUFFIX_LENGTH] or "without suffix")
                 if not key:
                     continue
                 if pending is None or pending.key != key:
@@ -158,11 +166,16 @@ def _checked(info: tarfile.TarInfo, where: str) -> tuple[str, str]:
     if info.isdir():
         return "", ""
     path = PurePosixPath(info.name)
-    if not info.isreg() or path.is_absolute() or ".." in path.parts or "\\" in info.name or "\0" in info.name:
+    if not info.isreg() or path.is_absolute() or ".." in path.parts or {"\\", "\0", "\n"} & set(info.name):
         raise DataError(
             f"{where}: the member {printable(info.name)} is a link or a special file, or has an unsafe name. Pack the images again."
         )
     return split_name(info.name)
+
+
+def _is_left_out(info: tarfile.TarInfo, suffix: str) -> bool:
+    """Return true for a file that is neither an image, nor an annotation, nor metadata."""
+    return not (info.isdir() or is_image(suffix) or suffix in _LIMITS or _META.match(info.name))
 
 
 def _add(pending: _Pending, suffix: str, info: tarfile.TarInfo, archive: tarfile.TarFile, shard: Path) -> None:
@@ -171,6 +184,8 @@ def _add(pending: _Pending, suffix: str, info: tarfile.TarInfo, archive: tarfile
             raise DataError(f"{printable(shard)}: {printable(pending.key)} has two images. Give each image its own key.")
         pending.image = info.name, ByteRange(shard, info.offset_data, info.size)
     elif suffix in _LIMITS:
+        if suffix in pending.texts:
+            raise DataError(f"{printable(shard)}: {printable(pending.key)} has two files .{suffix}. Give each image its own key.")
         if info.size > _LIMITS[suffix]:
             raise DataError(f"{printable(shard)}: {printable(info.name)} has {info.size} bytes. The limit is {_LIMITS[suffix]}.")
         content = archive.extractfile(info)

@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +18,7 @@ from edgetl.core.progress import Progress, silent
 from edgetl.data.content.integrity import check_images
 from edgetl.data.folder import BrokenImage, ImageFolder, Sample, check_broken
 from edgetl.data.layout import Part
-from edgetl.data.scan_notes import ScanNote, log_notes
+from edgetl.data.scan_notes import Notes, ScanNote, log_notes
 from edgetl.data.shards.index import PARTS, ShardIndex, ShardSet, SplitRule, fraction, read_index
 from edgetl.data.shards.members import Member, read_members
 from edgetl.data.shards.names import find_shards
@@ -28,7 +28,7 @@ from edgetl.errors import DataError
 MOST_LISTED = 5_000
 # Training images of each class that are listed in any case.
 LEAST_OF_CLASS = 10
-MIN_IMAGES = 2
+MIN_CLASSES = 2
 GROUPING = "field group of the shards; listed images only"
 
 _Listed: TypeAlias = tuple[float, str, ByteRange, Member]
@@ -60,6 +60,7 @@ class _Scanned:
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
     counts: Counter[tuple[Part, str]] = field(default_factory=Counter)
     train_counts: list[int] = field(default_factory=list)
+    left_out: Notes = field(default_factory=Notes)
     listed: dict[Part, _Smallest] = field(default_factory=lambda: {part: _Smallest(MOST_LISTED) for part in PARTS})
     of_class: defaultdict[str, _Smallest] = field(default_factory=lambda: defaultdict(lambda: _Smallest(LEAST_OF_CLASS)))
 
@@ -98,7 +99,7 @@ def scan_shards(
     expected = {item.name: item.images for item in index.shards} if index else {}
     for done, shard in enumerate(files, start=1):
         scanned.digest.update(f"{shard.name}\0{shard.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-        parts = Counter(scanned.add(member) for member in read_members(shard, labels))
+        parts = Counter(scanned.add(member) for member in read_members(shard, labels, notes=scanned.left_out))
         scanned.train_counts.append(parts["train"])
         _check_count(shard, expected.get(shard.name), sum(parts.values()))
         progress("reading shards", done, len(files))
@@ -109,7 +110,7 @@ def scan_shards(
         trained[classes[label]] += count if part == "train" else 0
     files_trained, digest = tuple(scanned.train_counts), scanned.digest.hexdigest()
     found = ShardSet(str(data.absolute()), files, names, classes, rule, files_trained, tuple(trained), counts, digest, labels)
-    _check(found)
+    _check(found, scanned.left_out.result())
     return _listed_images(scanned, found, progress), found
 
 
@@ -141,15 +142,18 @@ def _classes(data: Path, found: set[str], index: ShardIndex | None) -> tuple[tup
     return index.labels, classes
 
 
-def _check(shards: ShardSet) -> None:
+def _check(shards: ShardSet, left_out: Sequence[ScanNote]) -> None:
     """Check the number of classes, and that each class and split has images.
 
     Raises:
         DataError: a number is too small.
     """
     where = printable(shards.pattern)
-    if len(shards.labels) < MIN_IMAGES:
-        raise DataError(f"{where} has {len(shards.labels)} class(es). A classifier needs at least 2.")
+    if not sum(shards.counts.values()):
+        more = "".join(f" {note.describe()}" for note in left_out)
+        raise DataError(f"{where} has no images. Each image is a file such as 0001.jpg, followed by its class in 0001.cls.{more}")
+    if len(shards.labels) < MIN_CLASSES:
+        raise DataError(f"{where} has images of one class only ({printable(shards.labels[0])}). A classifier needs at least 2 classes.")
     if missing := [label for label, count in zip(shards.labels, shards.class_counts, strict=True) if not count]:
         raise DataError(f"{where} has no training image of {', '.join(missing[:5])}. Add images, or lower --val and --test.")
     if not shards.counts["val"]:
@@ -172,7 +176,7 @@ def _listed_images(scanned: _Scanned, shards: ShardSet, progress: Progress) -> I
             label, group = shards.classes[member.annotation.label], member.annotation.group
             samples.append(Sample(path, label, result.content, part, group=group, levels=result.levels, facts=result.facts))
     listed = Counter(sample.part for sample in samples)
-    notes = (_note(shards, {part: listed[part] for part in PARTS}),)
+    notes = (*scanned.left_out.result(), _note(shards, {part: listed[part] for part in PARTS}))
     log_notes(notes)
     grouping = GROUPING if any(sample.group for sample in samples) else ""
     folder = ImageFolder(root, shards.labels, tuple(samples), tuple(broken), notes=notes, grouping=grouping)
