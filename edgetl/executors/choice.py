@@ -25,7 +25,7 @@ def executor_on(on: str, processes: int | None, *, cpus: int = 1) -> Executor:
     name, _, address = on.partition(":")
     if on == LOCAL:
         return Local(processes or 1)
-    if name != RAY:
+    if name != RAY or on == f"{RAY}:":
         raise ConfigError(f"--on {on}: no such executor. Use local, ray, or ray:HOST:PORT with the address of a cluster.")
     if processes is not None:
         raise ConfigError("--processes is the number of processes on this host, but --on ray uses the CPUs of the cluster. Remove it.")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import pickle
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edgetl.core.system.host import versions
 from edgetl.errors import ConfigError, EdgetlError, EngineError, MissingExtraError, error_of, first_line
 from edgetl.executors.executor import RETRIES, Failure, Item, Result
+
+_log = logging.getLogger(__name__)
 
 # Interval between two readings of the cluster's size, seconds.
 _POLL_S = 1.0
@@ -51,6 +57,7 @@ class Ray:
             self._check_hosts(ray)
             options = {"num_cpus": self._cpus, "max_retries": self._retries, "retry_exceptions": True, "scheduling_strategy": "SPREAD"}
             run = ray.remote(**options)(_outcome)
+            driver = str(Path.cwd()), versions()["edgetl"]
             waiting = deque(range(len(items)))
             running: dict[Any, int] = {}
             results: dict[int, Any] = {}
@@ -59,7 +66,7 @@ class Ray:
                     # Hosts join and fail meanwhile.
                     while waiting and len(running) < max(1, (int(ray.cluster_resources().get("CPU", 0)) - 1) // self._cpus):
                         place = waiting.popleft()
-                        running[run.remote(function, items[place], str(Path.cwd()))] = place
+                        running[run.remote(pickle.dumps((function, items[place])), *driver)] = place
                     finished, _ = ray.wait(list(running), timeout=_POLL_S)
                     for reference in finished:
                         place = running.pop(reference)
@@ -78,6 +85,8 @@ class Ray:
             ConfigError: all hosts have too few CPUs.
         """
         largest = max((int(host["Resources"].get("CPU", 0)) for host in ray.nodes() if host["Alive"]), default=0)
+        if not largest:
+            _log.warning("the Ray cluster has no CPUs yet: the tasks start when a host joins")
         if 0 < largest < self._cpus:
             raise ConfigError(f"--cpus-per-task {self._cpus}: the largest host of the Ray cluster has {largest} CPUs. Lower the number.")
 
@@ -93,13 +102,34 @@ class Ray:
         return outcome
 
 
-def _outcome(function: Callable[[Any], Any], item: Any, folder: str) -> Any:
-    """Run a task on a worker, in the working directory of the driver."""
-    os.chdir(folder)
+def _outcome(task: bytes, folder: str, version: str) -> Any:
+    """Run a task on a worker, in the working directory of the driver.
+
+    The task is unpickled after the check of the version, because another version may have other classes.
+
+    Args:
+        task: pickled function and item.
+        folder: working directory of the driver.
+        version: version of edgetl of the driver.
+    """
+    host, found = socket.gethostname(), versions()["edgetl"]
+    if found != version:
+        return Failure(
+            ConfigError.__name__, f"the host {host} has edgetl {found}, and this host {version}. Install the same version on all hosts."
+        )
     try:
+        os.chdir(folder)
+    except OSError as error:
+        return Failure(
+            ConfigError.__name__,
+            f"the host {host} cannot use the working directory {folder}: {error.strerror}. Start the command in a folder that all hosts "
+            f"share, with the images and --out.",
+        )
+    try:
+        function, item = pickle.loads(task)  # noqa: S301 (from the driver; Ray pickles its arguments, too)
         return function(item)
     except EdgetlError as error:
-        return Failure(type(error).__name__, str(error))
+        return Failure(type(error).__name__, f"host {host}: {error}")
 
 
 @contextmanager

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import sys
 import time
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
+from edgetl.core.system.host import versions
 from edgetl.errors import ConfigError, DataError, EngineError, MissingExtraError
 from edgetl.executors import on_ray
 from edgetl.executors.choice import executor_on
-from edgetl.executors.on_ray import Ray
+from edgetl.executors.on_ray import Ray, _outcome
 from tests.command import edgetl
 from tests.data.shards import write_shards
 from tests.device.bundles import write_bundle
@@ -37,6 +40,20 @@ def test_missing_ray_is_an_error_with_the_pip_command(monkeypatch: pytest.Monkey
 def test_an_unknown_executor_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"--on spark: no such executor\. Use local, ray, or ray:HOST:PORT"):
         executor_on("spark", 1)
+    with pytest.raises(ConfigError, match=r"--on ray:: no such executor"):
+        executor_on("ray:", None)
+
+
+def test_a_host_with_another_version_or_without_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    version = versions()["edgetl"]
+    assert _outcome(pickle.dumps((square, 3)), str(tmp_path), version) == 9
+    found = _outcome(b"made by another version", str(tmp_path), "0.0.1")
+    assert found.kind == "ConfigError" and found.message.startswith(f"the host {gethostname()} has edgetl {version}, and this host 0.0.1.")
+    found = _outcome(pickle.dumps((square, 3)), str(tmp_path / "none"), version)
+    assert found.kind == "ConfigError" and "none: No such file or directory. Start the command in a folder that all" in found.message
+    found = _outcome(pickle.dumps((refuse, tmp_path / "calls")), str(tmp_path), version)
+    assert (found.kind, found.message) == ("DataError", f"host {gethostname()}: there is no such folder.")
 
 
 @pytest.mark.slow
