@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.files.names import printable
+from edgetl.core.progress import Progress, silent
 from edgetl.data.audit.copies import copy_sets
 from edgetl.data.folder import ImageFolder, Part, Sample
 from edgetl.data.scan_notes import EXAMPLES, ScanNote, log_notes
@@ -83,7 +84,9 @@ class Splits:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
-def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float = 0.15, together: bool = True) -> Splits:
+def split(
+    folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float = 0.15, together: bool = True, progress: Progress = silent
+) -> Splits:
     """Split ``folder`` into train, validation and test.
 
     Ready-made splits are kept. A missing ``val`` is taken from their ``train``.
@@ -103,6 +106,7 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
         val: ratio of the images of each class for validation, above 0, at most 0.5.
         test: ratio of the images of each class for the test, 0..0.5.
         together: keep changed copies of an image in one split.
+        progress: called during the search for changed copies.
 
     Raises:
         ConfigError: a ratio is out of range.
@@ -110,16 +114,16 @@ def split(folder: ImageFolder, *, seed: int = 0, val: float = 0.15, test: float 
     if not (0.0 < val <= 0.5 and 0.0 <= test <= 0.5):
         raise ConfigError(f"val {val} and test {test} are out of range: val must be above 0 and at most 0.5, test between 0 and 0.5.")
     if any(sample.part for sample in folder.samples):
-        return _split_ready_made(folder, seed=seed, val=val, together=together)
+        return _split_ready_made(folder, seed=seed, val=val, together=together, progress=progress)
     conflicts = _conflicts(folder)
-    sets = copy_sets(folder.samples) if together else {}
+    sets = copy_sets(folder.samples, progress=progress) if together else {}
     parts = _divide(folder.samples, seed=seed, ratios={"test": test, "val": val}, sets=sets)
     return Splits(folder, tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"]), conflicts)
 
 
-def _split_ready_made(folder: ImageFolder, *, seed: int, val: float, together: bool) -> Splits:
+def _split_ready_made(folder: ImageFolder, *, seed: int, val: float, together: bool, progress: Progress) -> Splits:
     """Keep ready-made splits. An image in several of them stays in the last of train, val, test."""
-    conflicts, sets = _conflicts(folder), copy_sets(folder.samples)
+    conflicts, sets = _conflicts(folder), copy_sets(folder.samples, progress=progress)
     conflicting = {str(folder.root / path) for conflict in conflicts for path in conflict.paths}
     rank = {"train": 0, "val": 1, "test": 2, None: 0}
     last: dict[str, int] = defaultdict(int)

@@ -70,6 +70,24 @@ def test_near_pairs_equal_those_of_a_comparison_of_all_pairs() -> None:
     assert near_pairs(hashes, 8).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_near_pairs_of_turned_images_are_found_once(orientation: int) -> None:
+    random = np.random.default_rng(1)
+    base = random.integers(0, 2**63, 30, dtype=np.uint64)
+    hashes = np.concatenate([base, orient(base, orientation)])
+    first, second = np.triu_indices(len(hashes), 1)
+    turned = orient(hashes, orientation)
+    near = (distances(hashes[first], turned[second]) <= 8) | (distances(turned[first], hashes[second]) <= 8)
+    assert near_pairs(hashes, 8, orientation=orientation).tolist() == np.stack([first, second], axis=1)[near].tolist()
+
+
+def test_the_search_for_copies_reports_its_progress(photos: Path) -> None:
+    save(photo(3), photos / "cat" / "copy.jpg", quality=60)
+    calls: list[tuple[str, int, int]] = []
+    split(scan(photos), progress=lambda *call: calls.append(call))
+    assert ("searching copies", 8, 8) in calls and calls[-1][0] == "comparing copies" and calls[-1][1] == calls[-1][2] > 0
+
+
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "resized": lambda image: image.resize((90, 72)),
     "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgetl.core.files.names import printable
+from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import ANOMALY, NORMAL
 from edgetl.data.folder import ImageFolder, Sample
 from edgetl.data.layout import ClassFolder, Part, parts_of
@@ -65,7 +66,7 @@ def _is_normal(folder: Folder) -> bool:
     return folder.name.casefold() in NORMAL_NAMES
 
 
-def split_normal(folder: ImageFolder, *, seed: int, val: float, test: float, together: bool) -> Splits:
+def split_normal(folder: ImageFolder, *, seed: int, val: float, test: float, together: bool, progress: Progress = silent) -> Splits:
     """Split the normal images as ``split`` does, and add all anomalies to the test split.
 
     Ready-made splits without normal test images are not kept, because the test needs normal images.
@@ -74,7 +75,7 @@ def split_normal(folder: ImageFolder, *, seed: int, val: float, test: float, tog
     anomalies = tuple(sample for sample in folder.samples if sample.label == 1)
     if not any(sample.part == "test" for sample in normal):
         normal = tuple(replace(sample, part=None) for sample in normal)
-    splits = split(replace(folder, samples=normal), seed=seed, val=val, test=test, together=together)
+    splits = split(replace(folder, samples=normal), seed=seed, val=val, test=test, together=together, progress=progress)
     return replace(splits, folder=folder, test=_sorted((*splits.test, *anomalies)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -32,8 +33,10 @@ LEAST_CORRELATION, LEAST_OF_SMALL = 0.95, 0.98
 MOST_COLOR_DIFFERENCE = 0.06
 # Smaller or flatter images have too few details for a comparison.
 MIN_SIDE, MIN_CONTRAST = 24, 0.02
-# Thumbnails that are decoded at once, and the least side of the decoded image relative to a thumbnail.
+# Candidates whose thumbnails are decoded at once, and the least side of the decoded image relative to a thumbnail.
 _BLOCK, _DECODED = 512, 4
+# Images of a block whose details are kept (300 kB each).
+_KEPT = 100
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,14 @@ def find_copies(samples: Sequence[Sample], *, progress: Progress = silent) -> li
 
     Args:
         samples: images of a scan, with their facts. Images without facts are not compared.
-        progress: called after each block of candidates.
+        progress: called after each search by hashes, and after each block of candidates.
     """
     places = np.array(
         list({sample.content: index for index, sample in reversed(list(enumerate(samples))) if has_details(sample)}.values()), int
     )
     places.sort()
     hashes = np.array([facts.hash for index in places if (facts := samples[index].facts)], np.uint64)
-    candidates = _nearest(hashes)
+    candidates = _nearest(hashes, progress)
     joined = Joined(len(samples))
     found = []
     for start in range(0, len(candidates), _BLOCK):
@@ -84,21 +87,24 @@ def find_copies(samples: Sequence[Sample], *, progress: Progress = silent) -> li
             for first, second, orientation in candidates[start : start + _BLOCK].tolist()
             if not joined.connected(places[first], places[second])
         ]
-        thumbnails = load_thumbnails({index: samples[index].path for pair in block for index in pair[:2]})
+        compare = _Comparison(load_thumbnails({index: samples[index].path for pair in block for index in pair[:2]}))
         for first, second, orientation in block:
             if not joined.connected(first, second):
-                score = _compare(thumbnails[first], thumbnails[second].oriented(orientation))
+                score = compare(first, second, orientation)
                 small = _is_small(samples[first]) or _is_small(samples[second])
                 if score >= (LEAST_OF_SMALL if small else LEAST_CORRELATION):
                     joined.connect(first, second)
                     found.append(Pair(int(first), int(second), "copy", score))
-        progress("comparing copies", start + len(block), len(candidates))
+        progress("comparing copies", min(start + _BLOCK, len(candidates)), len(candidates))
     return found
 
 
-def copy_sets(samples: Sequence[Sample]) -> dict[str, str]:
-    """Return the set of each image that has changed copies: a mapping from its content to the smallest content of the set."""
-    joined = Joined(len(samples), find_copies(samples))
+def copy_sets(samples: Sequence[Sample], *, progress: Progress = silent) -> dict[str, str]:
+    """Return the set of each image that has changed copies: a mapping from its content to the smallest content of the set.
+
+    The arguments are those of ``find_copies``.
+    """
+    joined = Joined(len(samples), find_copies(samples, progress=progress))
     sets = ([samples[index].content for index in group] for group in joined.sets())
     return {content: min(group) for group in sets for content in group}
 
@@ -161,13 +167,14 @@ def _is_small(sample: Sample) -> bool:
     return facts is not None and min(facts.width, facts.height) < SIDE
 
 
-def _nearest(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _nearest(hashes: NDArray[np.uint64], progress: Progress) -> NDArray[np.int64]:
     """Return the candidates, int64 ``[n, 3]``: two indices and the orientation of the second image. The nearest of each image only."""
-    rows, bits = [np.zeros((0, 3), np.int64)], [np.zeros(0, np.int64)]
+    rows, bits = [np.zeros((0, 3), np.int64)], [np.zeros(0, np.uint8)]
     for orientation in range(ORIENTATIONS):
         pairs = near_pairs(hashes, MOST_BITS, orientation=orientation)
         rows.append(np.column_stack([pairs, np.full(len(pairs), orientation)]))
         bits.append(distances(hashes[pairs[:, 0]], orient(hashes, orientation)[pairs[:, 1]]))
+        progress("searching copies", orientation + 1, ORIENTATIONS)
     found, differing = np.concatenate(rows), np.concatenate(bits)
     order = np.lexsort((differing, found[:, 0]))
     found = found[order]
@@ -175,8 +182,19 @@ def _nearest(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     return found[np.arange(len(found)) - starts < MOST_CANDIDATES]
 
 
-def _compare(left: Thumbnail, right: Thumbnail) -> float:
-    if color_difference(left, right) > MOST_COLOR_DIFFERENCE:
-        return 0.0
-    details: list[Details] = [find_details(left), find_details(right)]
-    return correlate(*details)
+class _Comparison:
+    """Comparison of the images of a block by their thumbnails. The details of the last images are kept."""
+
+    def __init__(self, thumbnails: dict[int, Thumbnail]) -> None:
+        self._thumbnails = thumbnails
+        self._details = lru_cache(_KEPT)(partial(_find_details, thumbnails))
+
+    def __call__(self, first: int, second: int, orientation: int) -> float:
+        """Return the correlation of two images, 0..1. The second one is turned. Images of other colors have 0."""
+        if color_difference(self._thumbnails[first], self._thumbnails[second].oriented(orientation)) > MOST_COLOR_DIFFERENCE:
+            return 0.0
+        return correlate(self._details(first, 0), self._details(second, orientation))
+
+
+def _find_details(thumbnails: dict[int, Thumbnail], index: int, orientation: int) -> Details:
+    return find_details(thumbnails[index].oriented(orientation))

@@ -49,7 +49,7 @@ def pack_shards(
         images_per_shard: number of images in each shard but the last.
         inputs: paths that the command reads, by their names in messages.
         overwrite: replace a folder of shards that edgetl wrote.
-        progress: called after each shard.
+        progress: called during the search for copies, and after each shard.
 
     Raises:
         ConfigError: the task is not classification, or ``out`` exists.
@@ -58,7 +58,7 @@ def pack_shards(
     """
     if folder.task != "classification":
         raise ConfigError(f"shards are for classification, and {printable(folder.root)} has labels for {folder.task}.")
-    members = _members(folder)
+    members = _members(folder, progress)
     with new_folder(out, inputs=inputs, overwrite=overwrite) as staging:
         shards = []
         starts = range(0, len(members), images_per_shard)
@@ -73,13 +73,13 @@ def pack_shards(
 _Member = tuple[str, Sample, bytes]
 
 
-def _members(folder: ImageFolder) -> list[_Member]:
+def _members(folder: ImageFolder, progress: Progress) -> list[_Member]:
     """Return key, image and JSON of each member, in the order of the shards."""
     labels = defaultdict(set)
     for sample in folder.samples:
         labels[sample.content].add(sample.label)
-    images, parts = Counter(sample.content for sample in folder.samples), _parts(folder)
-    sets, seen, members = copy_sets(folder.samples), Counter[str](), []
+    images, parts = Counter(sample.content for sample in folder.samples), _parts(folder, progress)
+    sets, seen, members = copy_sets(folder.samples, progress=progress), Counter[str](), []
     for sample in sorted(folder.samples, key=lambda item: (item.content, item.path)):
         if sample.path not in parts:
             continue
@@ -99,11 +99,11 @@ def _index(folder: ImageFolder, members: Sequence[_Member], shards: Sequence[Sha
     return ShardIndex(labels=folder.labels, counts={label: counts[label] for label in folder.labels}, shards=tuple(shards))
 
 
-def _parts(folder: ImageFolder) -> dict[Path, Part | None]:
+def _parts(folder: ImageFolder, progress: Progress) -> dict[Path, Part | None]:
     """Return the ready-made split of each image; none without them. Copies of an image in another split are left out."""
     if not any(sample.part for sample in folder.samples):
         return dict.fromkeys((sample.path for sample in folder.samples), None)
-    splits = split(folder)
+    splits = split(folder, progress=progress)
     names: tuple[Part, ...] = ("train", "val", "test")
     return {sample.path: name for name in names for sample in splits.part(name)}
 

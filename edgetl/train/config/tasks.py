@@ -63,12 +63,11 @@ def scan_images(data: Path, config: DataConfig, *, limits: bool = True, progress
     return scan_table(data, table, limits=limits, progress=progress)
 
 
-def split_images(folder: ImageFolder, config: TrainConfig) -> Splits:
+def split_images(folder: ImageFolder, config: TrainConfig, *, progress: Progress = silent) -> Splits:
     """Split a folder by the options of a training."""
-    data = config.data
-    if folder.task == "anomaly":
-        return split_normal(folder, seed=config.run.seed, val=data.val, test=data.test, together=data.near_duplicates == "together")
-    return split(folder, seed=config.run.seed, val=data.val, test=data.test, together=data.near_duplicates == "together")
+    data, divide = config.data, split_normal if folder.task == "anomaly" else split
+    together = data.near_duplicates == "together"
+    return divide(folder, seed=config.run.seed, val=data.val, test=data.test, together=together, progress=progress)
 
 
 def scan_splits(data: Path, config: TrainConfig, *, progress: Progress = silent) -> Splits:
@@ -85,7 +84,7 @@ def scan_splits(data: Path, config: TrainConfig, *, progress: Progress = silent)
         train, val, test = (tuple(sample for sample in folder.samples if sample.part == part) for part in PARTS)
         return Splits(folder, train, val, test, shards=shards)
     folder = scan_images(data, config.data, progress=progress)
-    splits = pool_few_images(split_images(folder, config), config)
+    splits = pool_few_images(split_images(folder, config, progress=progress), config)
     check_leakage(splits, config.data)
     return splits
 

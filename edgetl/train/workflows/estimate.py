@@ -90,7 +90,7 @@ def estimate(data: Path, config: TrainConfig, *, progress: Progress = silent) ->
     refuse_anomaly(config.data.task, "it has no optimizer steps to estimate")
     check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
-    divided = split_images(folder, config)
+    divided = split_images(folder, config, progress=progress)
     device = choose_device(config.run.device)
     found = []
     for index, strategy in enumerate(MEASURED):

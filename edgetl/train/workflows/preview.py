@@ -42,7 +42,7 @@ def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progr
     refuse_anomaly(config.data.task, "it has no augmentation to preview")
     check_conflicts(config)
     folder = scan_images(data, config.data, progress=progress)
-    splits = pool_few_images(split_images(folder, config), config)
+    splits = pool_few_images(split_images(folder, config, progress=progress), config)
     backbone, plan = prepare(splits, resolve(config, splits))
     flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
     samples = stratified(splits.train, ROWS)

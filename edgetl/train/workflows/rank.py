@@ -86,7 +86,8 @@ def rank(data: Path, config: RankConfig, *, tasks: Tasks | None = None, progress
 
 def _draw(data: Path, config: RankConfig, progress: Progress) -> tuple[Splits, list[Sample]]:
     """Scan and split the images, and draw the sample on which candidates are compared."""
-    splits = split(scan(data, selection=Selection(config.include, config.exclude), progress=progress), seed=config.seed)
+    folder = scan(data, selection=Selection(config.include, config.exclude), progress=progress)
+    splits = split(folder, seed=config.seed, progress=progress)
     # Without the test images, because choosing a backbone is a selection.
     samples = stratified([*splits.train, *splits.val], config.images)
     if len(samples) < MIN_IMAGES or len({sample.label for sample in samples}) < 2:

@@ -59,7 +59,7 @@ def measure_source(
 def _compare_probes(
     source: Path, splits: Splits, config: TrainConfig, trained: Backbone, seen: frozenset[int], progress: Progress
 ) -> Forgetting:
-    task = split(scan(source, progress=progress), seed=config.run.seed)
+    task = split(scan(source, progress=progress), seed=config.run.seed, progress=progress)
     fitted, tested = [*task.train, *task.val], [sample for sample in task.test if hash_prefix(sample.content) not in seen]
     if not tested:
         raise DataError(f"--source {source} has no test image that the training did not use. Add images to the folder.")

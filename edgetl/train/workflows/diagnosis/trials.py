@@ -90,7 +90,7 @@ def divide(data: Path, config: TrainConfig, *, images: int | None, progress: Pro
         raise ConfigError(
             f"this command compares accuracies of classes, and {printable(data)} has the task {folder.task}. Give a column of classes."
         )
-    splits = split_images(folder, config)
+    splits = split_images(folder, config, progress=progress)
     splits = without_seen(splits, seen_by_ancestors(config.backbone))
     held_out = splits.test if images is None else (*splits.val, *splits.test)
     if len(held_out) < MIN_HELD_OUT:

@@ -35,7 +35,7 @@ def read_new_images(run: Run, data: Path, config: UpdateConfig, *, progress: Pro
         run: run to update.
         data: folder with one folder of images per class, folder of the images in ``config.labels``, or folder of ``--capture``.
         config: update options.
-        progress: called for each decoded image.
+        progress: called for each decoded image, and during the search for copies.
 
     Raises:
         ConfigError: a column of the label table does not exist.
@@ -61,7 +61,7 @@ def read_new_images(run: Run, data: Path, config: UpdateConfig, *, progress: Pro
     folder = replace(found, labels=labels, samples=tuple(samples))
     if small := [f"{name} ({count})" for name, count in folder.counts().items() if name not in known and count < LEAST_IMAGES]:
         raise DataError(f"{printable(data)}: too few images of the new class {', '.join(small)}. At least {LEAST_IMAGES} are needed.")
-    splits = split(folder, seed=config.seed, val=config.val, test=0.0)
+    splits = split(folder, seed=config.seed, val=config.val, test=0.0, progress=progress)
     if len({sample.group or sample.content for sample in splits.train}) < 2 or not splits.val:
         raise DataError(f"{printable(data)}: {len(samples)} new images in one group are too few to compare the models. Add images.")
     return splits
