@@ -1,9 +1,8 @@
-"""Continued pretraining on unlabeled images of the user: self-supervised (SimSiam, DINO), and distillation from a larger network.
+"""Distillation from a larger network on unlabeled images of the user. ``edgetl distill`` is the command.
 
-``python -m bench.accuracy.pretraining --methods distillation,simsiam,dino``. The training images of a set continue the pretraining of a
-backbone, without their labels. A linear probe before and after it is fitted on 20 images of each class and on all training images, and
-tested on the other quarter of the images. ``edgetl distill`` is the distillation. The losses and views of the self-supervised ones
-are those of lightly, which ``pip install lightly`` adds to the environment.
+``python -m bench.accuracy.pretraining``. The training images of a set train a backbone to predict the features of the larger network,
+without their labels. A linear probe before and after it is fitted on 20 images of each class and on all training images, and tested on the
+other quarter of the images. ``bench.accuracy.self_supervised`` measures training without a larger network.
 """
 
 from __future__ import annotations
@@ -57,9 +56,6 @@ FIRST_BATCHES = 16
 RIDGE, SMALLEST_SPREAD = 0.1, 1e-2
 # Number of images to report to `choose_engine`: large, because converting the teacher to a faster engine always pays off.
 MANY = 10**6
-EMA_DECAY = 0.99
-# Size of the outputs of DINO's head.
-PROTOTYPES = 1024
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,6 @@ class Row(NamedTuple):
 def main() -> None:
     """Print one row for each set, backbone and seed."""
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy.pretraining", description=__doc__)
-    parser.add_argument("--methods", default="distillation,simsiam")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--backbones", default=",".join(BACKBONES), help="embedded, mobilenetv2, or both with a comma")
     parser.add_argument("--seeds", default="0,1")
@@ -116,13 +111,13 @@ def main() -> None:
     wanted = itertools.product(given.sets.split(","), given.backbones.split(","), map(int, given.seeds.split(",")))
     for name, backbone, seed in wanted:
         options = Options(given.epochs, given.side, given.probe_side, seed, given.lr, given.teacher_scale, given.stored)
-        for row in measure(SHARED / "data" / name, BACKBONES[backbone], given.methods.split(","), options):
+        for row in measure(SHARED / "data" / name, BACKBONES[backbone], options):
             figures = " | ".join(f"{value:.4f}" for value in row.accuracies)
             print(f"| {name} | {backbone} | {seed} | {row.method} | {figures} | {row.seconds:.0f} |", flush=True)
 
 
-def measure(root: Path, name: str, methods: list[str], options: Options) -> Iterator[Row]:
-    """Yield the test accuracies of the linear probe of a backbone, and after its continued pretraining with each method."""
+def measure(root: Path, name: str, options: Options) -> Iterator[Row]:
+    """Yield the test accuracies of the linear probe of a backbone, before and after the distillation."""
     folder = scan(root)
     labels = labels_of(folder.samples)
     ((train, test),) = StratifiedShuffleSplit(1, test_size=0.25, random_state=options.seed).split(labels, labels)
@@ -135,13 +130,12 @@ def measure(root: Path, name: str, methods: list[str], options: Options) -> Iter
 
     yield Row("none", probe(copy.deepcopy(original)), 0.0)
     images = read_images([folder.samples[index] for index in train], options.stored)
-    for method in methods:
-        begin = time.process_time()
-        torch.manual_seed(options.seed)
-        network = copy.deepcopy(original).to(memory_format=torch.channels_last)
-        METHODS[method](network, backbone, images, options)
-        seconds = time.process_time() - begin
-        yield Row(method, probe(network.eval()), seconds)
+    begin = time.process_time()
+    torch.manual_seed(options.seed)
+    network = copy.deepcopy(original).to(memory_format=torch.channels_last)
+    distill(network, backbone, images, options)
+    seconds = time.process_time() - begin
+    yield Row("distillation", probe(network.eval()), seconds)
 
 
 def test_probe(features: NDArray[np.float32], labels: NDArray[np.int64], train: NDArray[np.int64], test: NDArray[np.int64]) -> list[float]:
@@ -182,8 +176,8 @@ def draw_batches(
             yield [torch.stack([view(image) for image in chosen]) for _ in range(views)]
 
 
-def descend(module: nn.Module, batches: Iterator[list[torch.Tensor]], steps: int, lr: float, after: Callable[[], None]) -> None:
-    """Train by AdamW. ``module`` maps the views of a batch to the loss, and ``after`` runs after each step."""
+def descend(module: nn.Module, batches: Iterator[list[torch.Tensor]], steps: int, lr: float) -> None:
+    """Train by AdamW. ``module`` maps the views of a batch to the loss."""
     optimizer = torch.optim.AdamW(param_groups_weight_decay(module, 0.02), lr=lr)
     schedule = LambdaLR(optimizer, lambda step: warm_cosine(step, steps, WARM_UP))
     module.train()
@@ -194,67 +188,9 @@ def descend(module: nn.Module, batches: Iterator[list[torch.Tensor]], steps: int
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        after()
 
 
-def simsiam(network: nn.Module, backbone: Backbone, images: list[Image.Image], options: Options) -> None:
-    """SimSiam (Chen and He 2021, arXiv:2011.10566)."""
-    from lightly.loss import NegativeCosineSimilarity
-    from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
-
-    class SimSiam(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-            self.project = SimSiamProjectionHead(backbone.head.in_features, 512, 512)
-            self.predict = SimSiamPredictionHead(512, 128, 512)
-            self.loss = NegativeCosineSimilarity()
-
-        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-            outputs = self.project(self.network(torch.cat([first, second])))
-            predicted, (one, two) = self.predict(outputs).chunk(2), outputs.detach().chunk(2)
-            loss: torch.Tensor = (self.loss(predicted[0], two) + self.loss(predicted[1], one)) / 2
-            return loss
-
-    descend(
-        SimSiam(), draw_batches(images, lightly_view(backbone, options), options, 2), count_steps(images, options), options.lr, _nothing
-    )
-
-
-def dino(network: nn.Module, backbone: Backbone, images: list[Image.Image], options: Options) -> None:
-    """DINO without local crops (Caron et al. 2021, arXiv:2104.14294). The teacher is the moving average of the network."""
-    from lightly.loss import DINOLoss
-    from lightly.models.modules import DINOProjectionHead
-    from lightly.models.utils import update_momentum
-
-    class Dino(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            width = backbone.head.in_features
-            self.student = nn.Sequential(network, DINOProjectionHead(width, 512, 128, PROTOTYPES))
-            self.teacher = nn.Sequential(copy.deepcopy(network), DINOProjectionHead(width, 512, 128, PROTOTYPES))
-            self.teacher.load_state_dict(self.student.state_dict())
-            self.teacher.requires_grad_(False)
-            self.loss = DINOLoss(PROTOTYPES, warmup_teacher_temp_epochs=1)
-
-        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-            views = torch.cat([first, second])
-            with torch.no_grad():
-                targets = list(self.teacher(views).chunk(2))
-            loss: torch.Tensor = self.loss(targets, list(self.student(views).chunk(2)))
-            return loss
-
-    module = Dino()
-
-    def update() -> None:
-        update_momentum(module.student, module.teacher, EMA_DECAY)
-
-    steps = count_steps(images, options)
-    descend(module, draw_batches(images, lightly_view(backbone, options), options, 2), steps, options.lr, update)
-    network.load_state_dict(module.teacher[0].state_dict())
-
-
-def distillation(network: nn.Module, backbone: Backbone, images: list[Image.Image], options: Options) -> None:
+def distill(network: nn.Module, backbone: Backbone, images: list[Image.Image], options: Options) -> None:
     """Distillation of the features of the ImageNet MobileNetV2 (FitNets: Romero et al. 2015, arXiv:1412.6550)."""
     side = options.teacher_scale * options.side
     teacher = load_backbone(TrainConfig.from_options(backbone=MOBILENET, input_size=(side, side)).backbone, 2)
@@ -263,7 +199,7 @@ def distillation(network: nn.Module, backbone: Backbone, images: list[Image.Imag
     view = v2.Compose([*weak_view(side), v2.Normalize(backbone.spec.mean, backbone.spec.std)])
     first = itertools.islice(draw_batches(images, view, options, 1), FIRST_BATCHES)
     module = Distillation(network, engine, [views[0] for views in first], scale=options.teacher_scale)
-    descend(module, draw_batches(images, view, options, 1), count_steps(images, options), options.lr, _nothing)
+    descend(module, draw_batches(images, view, options, 1), count_steps(images, options), options.lr)
 
 
 class Distillation(nn.Module):
@@ -309,26 +245,10 @@ def weak_view(side: int) -> list[nn.Module]:
     ]
 
 
-def lightly_view(backbone: Backbone, options: Options) -> Callable[[Image.Image], Any]:
-    """Return lightly's random view of SimSiam, at the size of the training images."""
-    from lightly.transforms.simsiam_transform import SimSiamViewTransform
-
-    spec = {"mean": list(backbone.spec.mean), "std": list(backbone.spec.std)}
-    view: Callable[[Image.Image], Any] = SimSiamViewTransform(input_size=options.side, cj_strength=0.5, gaussian_blur=0.2, normalize=spec)
-    return view
-
-
 def count_steps(images: list[Image.Image], options: Options) -> int:
     """Return the number of optimizer steps."""
     return options.epochs * (len(images) // BATCH)
 
-
-def _nothing() -> None:
-    return None
-
-
-Method = Callable[[nn.Module, Backbone, list[Image.Image], Options], None]
-METHODS: dict[str, Method] = {"simsiam": simsiam, "dino": dino, "distillation": distillation}
 
 if __name__ == "__main__":
     main()
