@@ -78,13 +78,13 @@ def pretrain(
         The record in ``<name>.json``.
 
     Raises:
-        ConfigError: the folder contains the checkpoint of another recipe, or files that edgetl did not write.
+        ConfigError: the folder contains the checkpoint of another recipe, or files that edgetl did not write, or overlaps ``folders.data``.
         DataError: images are missing.
         BackboneError: the teacher or the starting weights cannot be used.
         StorageError: the folder cannot be written.
         TrainingError: the loss became infinite or not a number.
     """
-    with locked_folder(folders.out):
+    with locked_folder(folders.out, inputs={} if folders.data is None else {"--data": folders.data}):
         _check_own(folders.out, recipe.name)
         return _pretrain(recipe, folders, device, checkpoint_steps, progress)
 

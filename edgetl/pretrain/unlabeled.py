@@ -85,13 +85,13 @@ def distill_unlabeled(data: Path, out: Path, config: TrainConfig, own: DistillCo
         The record in ``distillation.json``.
 
     Raises:
-        ConfigError: there is no teacher, it is the start itself, or ``out`` has other files.
+        ConfigError: there is no teacher, it is the start itself, or ``out`` has other files, or overlaps ``data``.
         DataError: there are fewer than ``MIN_IMAGES`` different images.
         BackboneError: a network cannot be loaded, or the start is not a timm network.
         TrainingError: the loss became infinite or not a number.
     """
     started = time.monotonic()
-    with locked_folder(out):
+    with locked_folder(out, inputs={"the folder of images": data}):
         _check_empty(out)
         seen = seen_by_ancestors(config.backbone, own.teacher)
         training = _prepare(data, config, own, progress)

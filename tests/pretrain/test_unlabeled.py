@@ -126,6 +126,9 @@ def test_resumed_distillation_gives_the_same_weights(
 def test_distillation_rejects_wrong_inputs(inputs: Path, distilled: tuple[Path, DistillationRecord], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has other files .*\. Choose another --out"):
         _distill(inputs, distilled[0])
+    with pytest.raises(ConfigError, match=r"out is inside the folder of images .*\. Choose another --out"):
+        _distill(inputs, inputs / "images/out")
+    assert not (inputs / "images/out").exists()
     with pytest.raises(ConfigError, match=r"there is no teacher\. Give a larger network with --teacher"):
         _distill(inputs, tmp_path / "a", teacher=None)
     with pytest.raises(ConfigError, match="is the backbone itself"):

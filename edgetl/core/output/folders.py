@@ -123,14 +123,19 @@ def new_folder(target: Path, *, inputs: Inputs | None = None, overwrite: bool = 
 
 
 @contextmanager
-def locked_folder(out: Path) -> Iterator[None]:
+def locked_folder(out: Path, *, inputs: Inputs | None = None) -> Iterator[None]:
     """Create ``out`` if it is missing, and hold its lock. Use it to add files to a folder that is never replaced.
 
+    Args:
+        out: output folder.
+        inputs: as for ``check_output``.
+
     Raises:
-        ConfigError: another process writes the folder, or a part of the path is a broken link.
+        ConfigError: another process writes the folder, ``out`` overlaps an input, or a part of the path is a broken link.
         StorageError: the folder cannot be created or written.
     """
     place = _place(out)
+    _check_apart(out, place, inputs or {})
     with ExitStack() as stack:
         try:
             place.mkdir(parents=True, exist_ok=True)
