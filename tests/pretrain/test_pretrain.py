@@ -142,7 +142,7 @@ def test_pretrain_rejects_the_checkpoint_of_another_recipe(inputs: Path, tmp_pat
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         pretrain(recipe, Folders(out=tmp_path, data=inputs, weights=inputs), checkpoint_steps=7, progress=stop)
-    with pytest.raises(ConfigError, match="out is inside --data .* which would be changed"):
+    with pytest.raises(ConfigError, match=r"out is inside --data .* which would be changed"):
         pretrain(recipe, Folders(out=inputs / "out", data=inputs))
     with pytest.raises(ConfigError, match="belongs to another recipe, teacher or images"):
         _pretrain(inputs, tmp_path, seed=1)
