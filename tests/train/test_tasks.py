@@ -136,7 +136,7 @@ def test_multi_label_training_works_with_every_strategy(squares: Path, tmp_path:
     assert (run.path / "classes.csv").read_text().startswith("label,n,precision,recall,f1,average_precision\n")
 
 
-@pytest.mark.parametrize("changes", [{}, {"multilabel_loss": "asymmetric"}])
+@pytest.mark.parametrize("changes", [{}, pytest.param({"multilabel_loss": "asymmetric"}, marks=pytest.mark.slow)])
 def test_multi_label_training_detects_the_squares(squares: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     found = train(squares / "images", config(squares, strategy="scratch", epochs=25, patience=50, **changes), tmp_path / "run").record
     assert found.test is not None and found.test.score.value > 0.9
