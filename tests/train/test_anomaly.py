@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
@@ -268,9 +269,28 @@ def test_options_without_effect_are_rejected() -> None:
 def test_too_few_normal_images_are_rejected(tmp_path: Path) -> None:
     write_images(tmp_path / "data", 8)
     with pytest.raises(
-        DataError, match=r"has 6 normal training images and 1 normal validation images. Anomaly detection needs at least 10"
+        DataError,
+        match=r"has 6 different normal training images and 1 different normal validation images. Anomaly detection needs at least 10",
     ):
         train(tmp_path / "data", TrainConfig.from_options(task="anomaly"), tmp_path / "run")
+
+
+def test_equal_images_count_once_and_anomalies_that_are_normal_images_are_reported(textures: Path, tmp_path: Path) -> None:
+    files = sorted((textures / "train/good").iterdir())
+    for number in range(20):
+        _copy(files[0], tmp_path / f"equal/{number}.png")
+        _copy(files[number], tmp_path / f"mixed/good/{number}.png")
+    with pytest.raises(DataError, match=r"has 1 different normal training images and 0 different normal validation images"):
+        train(tmp_path / "equal", TrainConfig.from_options(**OPTIONS), tmp_path / "run")
+    for number in range(20):
+        _copy(files[number], tmp_path / f"mixed/bad/{number}.png")
+    run = train(tmp_path / "mixed", TrainConfig.from_options(**OPTIONS), tmp_path / "run")
+    assert any("anomalies are copies of normal images, such as bad/" in alarm for alarm in run.record.alarms)
+
+
+def _copy(file: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, place)
 
 
 def test_other_commands_refuse_the_task(textures: Path) -> None:

@@ -94,10 +94,11 @@ def fit_normal(
 
 
 def _check_images(splits: Splits) -> None:
-    if len(splits.train) < LEAST_TRAINING or len(splits.val) < LEAST_VALIDATION:
+    train, val = (len({sample.content for sample in part}) for part in (splits.train, splits.val))
+    if train < LEAST_TRAINING or val < LEAST_VALIDATION:
         raise DataError(
-            f"{printable(splits.folder.root)} has {len(splits.train)} normal training images and {len(splits.val)} normal validation "
-            f"images. Anomaly detection needs at least {LEAST_TRAINING} and {LEAST_VALIDATION}. Add normal images."
+            f"{printable(splits.folder.root)} has {train} different normal training images and {val} different normal validation images. "
+            f"Anomaly detection needs at least {LEAST_TRAINING} and {LEAST_VALIDATION}. Add normal images."
         )
 
 
@@ -199,6 +200,12 @@ def _alarms(splits: Splits, config: TrainConfig, validation: Evaluation, expecte
         alarms.append(
             f"synthetic defects are hardly separated from normal images: AUROC {validation.score.value:.3f}. Check that the folder has "
             f"normal images of one kind only, or try another backbone (--backbone)."
+        )
+    known = {sample.content for sample in (*splits.train, *splits.val)}
+    if copies := [sample for sample in splits.test if sample.label == 1 and sample.content in known]:
+        alarms.append(
+            f"{len(copies)} anomalies are copies of normal images, such as {printable(copies[0].path.relative_to(splits.folder.root))}. "
+            f"Remove one of the copies: the training uses the image as normal, and the test as an anomaly."
         )
     if alarm := crossing_alarm(splits):
         alarms.append(alarm)
