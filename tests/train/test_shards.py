@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from edgetl.core.preprocess import PreprocessSpec
+from edgetl.core.progress import silent
 from edgetl.data.folder import scan
 from edgetl.data.packing.shards import pack_shards
 from edgetl.data.shards.index import SplitRule
@@ -31,8 +32,10 @@ from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
 from edgetl.train.heads.linear import fit_penalized, spread
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.heads.streamed.logistic import fit_streamed
+from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.inputs.samplers import BatchOptions
 from edgetl.train.inputs.shards.batches import ShardBatches
+from edgetl.train.inputs.shards.features import stream_features
 from edgetl.train.inputs.shards.order import make_order
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
@@ -177,6 +180,23 @@ def test_unreadable_images_are_left_out_of_the_batches_and_reported(tmp_path: Pa
     changed = replace(found, train_counts=(13,))
     with pytest.raises(DataError, match=r"a.tar changed during the training"):
         list(ShardBatches(changed, BatchOptions(4, workers=0), range(6), SPEC, None))
+
+
+def test_features_of_a_shard_without_readable_images_and_of_a_process_without_shards(tmp_path: Path) -> None:
+    for name, numbers in (("a", range(13)), ("b", range(13, 14))):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for number in numbers:
+                _add(archive, f"{number}.png", b"damaged" if name == "b" else _png(number))
+                _add(archive, f"{number}.cls", str(number % 2).encode())
+                _add(archive, f"{number}.json", b'{"split": "val"}' if number == 12 else b'{"split": "train"}')
+    found = scan_shards(tmp_path / "{b,a}.tar", SplitRule(seed=0, val=0.0, test=0.0))[1]
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    extract = FrozenFeatures(network.eval(), SPEC, device="cpu", batch_size=4, images=13)
+    table = stream_features(found, [0, 1], extract, tmp_path / "features", silent)
+    assert table.unreadable == ("13",) and table.rows == 13
+    assert [features.shape for features, _ in table.chunks()] == [(12, 3)]
+    empty = stream_features(found, [], extract, tmp_path / "no shards", silent)
+    assert not list(empty.chunks()) and empty.folder.is_dir()
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from edgetl.core.config import StrictModel, read_json
 from edgetl.core.files.atomic import storage_error, write_text
+from edgetl.core.files.names import printable
 from edgetl.core.preprocess import PreprocessSpec, decode_image, preprocess
 from edgetl.core.progress import Progress
 from edgetl.core.system.threads import map_ahead
 from edgetl.data.folder import Sample
 from edgetl.data.shards.index import ShardSet
-from edgetl.errors import DataError, ImageError, StorageError
+from edgetl.errors import ImageError, StorageError
 from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.inputs.shards.batches import check_unreadable
 from edgetl.train.inputs.shards.stream import StreamedImage, read_training_images
@@ -87,6 +88,10 @@ def stream_features(shards: ShardSet, numbers: Sequence[int], extract: FrozenFea
         StorageError: the features cannot be written.
     """
     rows = sum(shards.train_counts[number] for number in numbers)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # also for a process without shards: the folder has the validation features, too
+    except OSError as error:
+        raise storage_error(folder, error) from error
     done = _read_progress(folder, shards, numbers)
     start = sum(shards.train_counts[number] for number in done.shards) if done else 0
     for number in numbers[len(done.shards) if done else 0 :]:
@@ -138,17 +143,16 @@ def _read_progress(folder: Path, shards: ShardSet, numbers: Sequence[int]) -> _D
 
 
 def _create(folder: Path, rows: int, width: int) -> None:
-    """Create the folder and its files, with headers only.
+    """Create the files of the features, with headers only.
 
     Raises:
         StorageError: the disk is too small for the features.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     needed, free = rows * (4 * width + 8), shutil.disk_usage(folder).free
     if needed > free:
         raise StorageError(
-            f"the features of {rows:,} images need {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free. Choose an --out on "
-            f"a larger disk, or --strategy full, which stores no features."
+            f"the features of {rows:,} images need {needed / 1e9:.1f} GB in {printable(folder)}, and {free / 1e9:.1f} GB are free. Choose "
+            f"an --out on a larger disk, or --strategy full, which stores no features."
         )
     for name, shape in ((FEATURES_NAME, (rows, width)), (LABELS_NAME, (rows,))):
         with (folder / name).open("wb") as file:
@@ -179,8 +183,8 @@ def _of_shard(shards: ShardSet, number: int, extract: FrozenFeatures) -> tuple[N
         labels += [UNREADABLE if view is None else image.label for image, view in images]
         if known := [view for _, view in images if view is not None]:
             rows.append(extract.compute(np.stack(known)))
-    if not rows:
-        raise DataError(f"{shards.files[number]}: no training image of this shard can be decoded. Pack the images again.")
+    if not rows:  # the whole training has a limit, and a small shard may have broken images only
+        rows.append(extract.compute(np.zeros((1, 3, *extract.spec.input_size), np.float32))[:0])
     found = np.array(labels, np.int64)
     features = np.zeros((len(found), rows[0].shape[1]), np.float32)
     features[found != UNREADABLE] = np.concatenate(rows)
