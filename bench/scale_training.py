@@ -230,27 +230,25 @@ def resume(given: argparse.Namespace) -> None:
     for strategy in (PROBE, (*fine_tuning(given.work, FEW_STEPS), "--checkpoint-s", "1")):
         started = time.monotonic()
         source, whole, out = pattern(given, FEW_SHARDS), given.work / "whole", given.work / "killed"
-        shutil.rmtree(out, ignore_errors=True)  # of the other strategy: --resume does not replace it
+        for left in (out, out.with_name("killed.checkpoints")):  # of the other strategy
+            shutil.rmtree(left, ignore_errors=True)
         train(source, whole, *strategy)
-        seconds, kills, resumed, options = time.monotonic() - started, 0, 0, ["--overwrite"]
-        digests, done = {_digest(whole)}, False
+        seconds, kills, resumed, digests, done = time.monotonic() - started, 0, 0, {_digest(whole)}, False
         while not done:
-            process = start(source, out, *strategy, *options)
-            resumed += options == ["--resume"]
+            resumed += out.exists() or any(given.work.glob("killed.checkpoints/step-*"))
+            process = start(source, out, *strategy, "--resume")
             try:
                 code = process.wait(rng.uniform(0.1, 0.95) * seconds if kills < given.kills else None)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                kills, saved = kills + 1, any(given.work.glob("killed.checkpoints/step-*"))
-                # The run folder is complete as soon as it exists, also if the saved states are not yet removed.
-                options = ["--resume"] if saved and not out.exists() else ["--overwrite"]
+                kills += 1
                 continue
             if code:
                 raise SystemExit(f"edgetl train ended with {code}. Its messages are in {out}.log")
             digests.add(_digest(out))
             shutil.rmtree(out)
-            done, options = kills >= given.kills, ["--overwrite"]  # a training that ends before the last kill is repeated
+            done = kills >= given.kills  # a training that ends before the last kill is repeated
         result = "bit-identical" if len(digests) == 1 else "DIFFERENT"
         print(f"resume: {strategy[1]}, {kills} kills, {resumed} times resumed, weights {result}", flush=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from functools import partial
@@ -66,9 +67,30 @@ def test_resume_accepts_other_workers_and_paths_and_rejects_another_job(colors: 
         train(moved, _config(), out, resume=True)
     (tmp_path / "gone.png").rename(moved / "red" / "000.png")
     run = train(moved, _config(workers=1, checkpoint_s=5.0, loggers="csv", license_policy="any"), out, resume=True)
-    assert run.record.config.data.workers == 1 and not find_job(out)
+    assert run.record.config.data.workers == 1
     whole = train(moved, _config(), tmp_path / "whole")
     assert run.record.files["weights.safetensors"] == whole.record.files["weights.safetensors"]
+
+
+def test_resume_of_a_complete_run_prints_it_and_removes_its_states(colors: Path, tmp_path: Path) -> None:
+    out, states = tmp_path / "run", tmp_path / "run.checkpoints"
+    with pytest.raises(StoppedError):
+        train(colors, _config(epochs=1), out, progress=_stop_at(1, signal.SIGTERM))
+    shutil.copytree(states, tmp_path / "kept")
+    train(colors, _config(epochs=1), out, resume=True)
+    shutil.copytree(tmp_path / "kept", states)  # as if it was killed before it removed them
+    digest = (out / "run.json").read_bytes()
+    done = edgetl("train", "--out", out, "--resume")
+    assert done.returncode == 0 and "is complete: nothing is left to resume" in done.stderr, done.stderr
+    assert "next: edgetl export" in done.stdout and not states.exists() and (out / "run.json").read_bytes() == digest
+    for changes, message in (
+        ({"lr": 0.01}, "--lr not given, now 0.01"),
+        ({"backbone": "test_byobnet"}, "--backbone test_resnet, now test_by"),
+    ):
+        with pytest.raises(ConfigError, match=f"is the complete run of a different training: {message}"):
+            train(colors, _config(epochs=1, **changes), out, resume=True)
+    with pytest.raises(ConfigError, match=r"different training: images .*colors, now .*other.* replace the run with --overwrite"):
+        train(tmp_path / "other", _config(epochs=1), out, resume=True)
 
 
 def test_training_over_a_stopped_run_reports_the_resume_command(colors: Path, tmp_path: Path) -> None:

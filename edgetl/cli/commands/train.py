@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -26,6 +26,7 @@ from edgetl.cli.session import (
     working,
 )
 from edgetl.cli.tables import classes_table, figures_line, plain_table, reliability_lines, with_interval
+from edgetl.core.bundle import is_run
 from edgetl.core.config import StrictModel
 from edgetl.core.lineage import describe_parent
 from edgetl.core.options import COMMON, option_field, options
@@ -99,9 +100,9 @@ def train_command(
         return
     if out_ is None:
         raise ConfigError("--out is missing. Add the folder for the run: --out RUN.")
-    if is_first_process():
-        check_output(out_, inputs=inputs, overwrite=overwrite)
-    if launch.devices * launch.num_nodes > 1 and "RANK" not in os.environ:
+    if not (launch.resume and not overwrite and is_run(out_)):
+        if is_first_process():
+            check_output(out_, inputs=inputs, overwrite=overwrite)
         _become_many(launch.devices, launch.num_nodes)
     with working(json_output=json_output, verbose=verbose) as progress, _saved_work(out_):
         from edgetl.train.workflows.train import train, train_in_tasks
@@ -150,8 +151,10 @@ def _saved_work(out_: Path) -> Iterator[None]:
         raise
 
 
-def _become_many(devices: int, num_nodes: int) -> NoReturn:
-    """Replace this process by ``torchrun`` with the same command."""
+def _become_many(devices: int, num_nodes: int) -> None:
+    """Replace this process by ``torchrun`` with the same command, unless one process is enough or torchrun started it."""
+    if devices * num_nodes == 1 or "RANK" in os.environ:
+        return
     place = ["--standalone"] if num_nodes == 1 else ["--nnodes", str(num_nodes)]
     launch = ["-P", "-m", "torch.distributed.run", *place, "--nproc-per-node", str(devices), "-m", "edgetl.cli.app"]
     environment = child_environment(PYTHONPATH=os.pathsep.join(trusted_path()))

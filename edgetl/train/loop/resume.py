@@ -48,26 +48,58 @@ class Job(StrictModel):
 
 
 def find_job(out: Path) -> Job | None:
-    """Find the job of the stopped training of ``out``. None if nothing was saved.
+    """Find the job of the stopped training of ``out``, or of its complete run. None if nothing was saved.
 
     Raises:
-        ConfigError: If a finished run of a comparison is damaged.
+        ConfigError: If a finished run is damaged.
     """
     for states in (out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}"), *_side_folders(out, CHECKPOINTS_SUFFIX)):
         for _, path in reversed(saved_states(states)):
             if (job := read_job(path)) is not None:
                 return _of_call(job, states)
     finished = [folder for folder in _side_folders(out, "") if is_run(folder)]
-    return _of_call(_job_of_run(finished[0]), finished[0]) if finished else None
+    if finished:
+        return _of_call(_job_of_run(finished[0]), finished[0])
+    return _job_of_run(out) if is_run(out) else None
+
+
+def check_complete(run: Path, data: Path, options: dict[str, JsonValue]) -> bool:
+    """Check that a complete run is that of a training with these images and options, so that nothing is left to resume.
+
+    Returns:
+        True if the saved states beside it, if any, are of the same training. They are then of no use.
+
+    Raises:
+        ConfigError: the images or the options differ, or the run is damaged.
+    """
+    done = _job_of_run(run)
+    wanted = Job(data=str(data.absolute()), options=options, resolved={})
+    if found := _differences_of_calls(done, wanted):
+        raise ConfigError(
+            f"{run} is the complete run of a different training: {'; '.join(found)}. Choose another --out, or replace the run with "
+            f"--overwrite."
+        )
+    jobs = [read_job(path) for _, path in saved_states(run.with_name(f"{run.name}{CHECKPOINTS_SUFFIX}"))]
+    return all(job is not None and not _differences_of_calls(done, job) for job in jobs)
+
+
+def _differences_of_calls(before: Job, now: Job) -> list[str]:
+    """List the differences of the images and options of two jobs. Files are compared by their paths."""
+    old, new = (flat(job.config) for job in (before, now))
+    found = differences(*(job.model_copy(update={"resolved": {}}) for job in (before, now)))
+    found += [
+        f"--{name.replace('_', '-')} {_format(old[name])}, now {_format(new[name])}" for name in sorted(HASHED) if old[name] != new[name]
+    ]
+    same = before.data == now.data or Path(before.data).resolve() == Path(now.data).resolve()
+    return found if same else [*found, f"images {before.data}, now {now.data}"]
 
 
 def _job_of_run(run: Path) -> Job:
     try:
         record, splits = (load_json((run / name).read_bytes()) for name in (RUN_RECORD_NAME, "splits.json"))
         config = TrainConfig.model_validate(record["config"])
-        return Job(
-            data=splits["root"], options={name: value for name, value in config.given().items() if name in record["given"]}, resolved={}
-        )
+        data = splits["shards"]["pattern"] if splits.get("shards") else splits["root"]
+        return Job(data=data, options={name: value for name, value in config.given().items() if name in record["given"]}, resolved={})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{run} is damaged and cannot be resumed. Start again with --overwrite.") from error
 

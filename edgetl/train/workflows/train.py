@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 
-from edgetl.core.output.folders import reserved
+from edgetl.core.bundle import is_run
+from edgetl.core.output.folders import remove_side_folder, reserved
+from edgetl.core.output.ownership import CHECKPOINTS_SUFFIX
 from edgetl.core.progress import Progress, silent
 from edgetl.errors import ConfigError
 from edgetl.executors.tasks import Tasks
-from edgetl.train.artifacts.run import Run
+from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import check_conflicts
 from edgetl.train.config.tasks import scan_splits
 from edgetl.train.loop.processes import rank
+from edgetl.train.loop.resume import check_complete
 from edgetl.train.workflows.anomaly.fit import fit_normal
 from edgetl.train.workflows.compare import compare, compare_in_tasks
 from edgetl.train.workflows.finetune import fine_tune
+
+_log = logging.getLogger(__name__)
 
 
 def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = silent) -> Run:
@@ -32,7 +38,7 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
         config: training options.
         out: run folder to write.
         overwrite: replace ``out`` and the state of a stopped training.
-        resume: continue a stopped training from its last saved state.
+        resume: continue a stopped training from its last saved state. A complete run of the same training is returned.
         progress: called for each step of long operations.
 
     Returns:
@@ -49,6 +55,8 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
         MissingExtraError: the package of a logger is not installed.
         StorageError: the run cannot be written.
     """
+    if resume and not overwrite and is_run(out):
+        return _complete_run(data, config, out)
     inputs = training_inputs(data, config)
     check_conflicts(config)
     with reserved(out, inputs=inputs, overwrite=overwrite) if rank() == 0 else nullcontext():
@@ -75,9 +83,20 @@ def train_in_tasks(data: Path, config: TrainConfig, out: Path, tasks: Tasks, *, 
     """
     if config.optim.strategy != "compare":
         raise ConfigError("--on and --processes need --strategy compare: each compared strategy is a task. Remove the option.")
+    if resume and not overwrite and is_run(out):
+        return _complete_run(data, config, out)
     check_conflicts(config)
     with reserved(out, inputs=training_inputs(data, config), overwrite=overwrite):
         splits = scan_splits(data, config, progress=tasks.progress)
         if splits.folder.task == "anomaly":
             raise ConfigError("--on and --processes: the task anomaly has no strategies to compare. Remove the option.")
         return compare_in_tasks(splits, config, out, tasks, overwrite=overwrite, resume=resume)
+
+
+def _complete_run(data: Path, config: TrainConfig, out: Path) -> Run:
+    """Return the complete run of a training that was stopped before it removed its saved states, or that was not stopped at all."""
+    useless = check_complete(out, data, config.given())
+    _log.info("the training of %s is complete: nothing is left to resume", out)
+    if useless and rank() == 0:
+        remove_side_folder(out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}"))
+    return open_run(out)
