@@ -4,6 +4,10 @@
 train``, adapted to all images of another domain without their labels, and measured on these images. The domains are those of PACS
 (``photo-sketch``), and half of an image set with the other half as another camera would take it: darker, with a color cast, out of
 focus (``trashnet-camera``). Runs and measurements are kept in the work folder: a repeated call completes them, and prints all rows.
+
+The methods ``coral``, ``mmd``, ``dann`` and their combinations with ``mcc`` (``mcc+coral``) are those of ``bench.accuracy.alignment``.
+``edgetl adapt`` does not have them. ``--export`` exports the adapted runs with the target images as ``--unlabeled``, and prints the
+accuracy of each variant on these images instead.
 """
 
 from __future__ import annotations
@@ -12,15 +16,18 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from bench.accuracy.alignment import ALIGNMENTS, measure_alignment
 from bench.paths import SHARED
 from edgetl.core.images.decode import load_image
 from edgetl.core.system.host import describe_host
-from edgetl.runtime.evaluation import EvaluationConfig
+from edgetl.export import ExportConfig, export_bundle
+from edgetl.runtime.evaluation import EvaluationConfig, evaluate_bundle
 from edgetl.train.config.adaptation.options import SOURCE_ONLY, AdaptationConfig
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.workflows.runs.adapt import adapt_run
@@ -42,6 +49,7 @@ def main() -> None:
     parser.add_argument("--methods", default="auto", help="methods of edgetl adapt")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--side", type=int, default=128, help="input height and width, px")
+    parser.add_argument("--export", action="store_true", help="accuracy of the exported variants of the adapted runs instead")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     for seed in given.seeds.split(","):
@@ -49,6 +57,9 @@ def main() -> None:
             for method in (SOURCE_ONLY, *given.methods.split(",")):
                 if (pair, int(seed), method) not in {key(row) for row in read(given.work)}:
                     measure(given.work, pair, int(seed), method, given.side)
+    if given.export:
+        export_all(given.work, [key(row) for row in read(given.work)])
+        return
     print(f"{describe_host()}; ImageNet MobileNetV2 at {given.side} px")
     print_table(read(given.work))
 
@@ -61,6 +72,9 @@ def measure(work: Path, pair: str, seed: int, method: str, side: int) -> None:
         config = TrainConfig.from_options(backbone=BACKBONE, input_size=(side, side), seed=seed)
         train(source, config, run, resume=run.with_name(f"{run.name}.checkpoints").exists())
     row: dict[str, Any] = {"pair": pair, "seed": seed, "method": method}
+    if method.split("+")[-1] in ALIGNMENTS:
+        write(work, row | measure_alignment(run, target, method, seed))
+        return
     if method != SOURCE_ONLY:
         adapted = adapt_run(
             run,
@@ -74,9 +88,35 @@ def measure(work: Path, pair: str, seed: int, method: str, side: int) -> None:
         run = adapted.path
     result = evaluate_run(run, target, EvaluationConfig(every_image=True)).result
     row["accuracy"] = result.accuracy.value
+    write(work, row)
+
+
+def write(work: Path, row: dict[str, Any]) -> None:
+    """Append a measurement to the results in the work folder, and print its accuracy."""
     with (work / RESULTS).open("a") as file:
         file.write(json.dumps(row) + "\n")
-    print(f"{pair} seed {seed} {method}: {row['accuracy']:.3f}", flush=True)
+    print(f"{row['pair']} seed {row['seed']} {row['method']}: {row['accuracy']:.3f}", flush=True)
+
+
+def export_all(work: Path, measured: list[tuple[str, int, str]]) -> None:
+    """Export the adapted runs in the work folder, and print the accuracy of each variant on the target images."""
+    print("| pair | seed | method | variant | target images | run's validation images | last quantization |\n|---|---|---|---|---|---|---|")
+    for pair, seed, method in measured:
+        run, target = work / f"{pair}-{seed}-{method}", domains(pair, work)[1]
+        if not run.exists():
+            continue
+        trained = evaluate_run(run, target, EvaluationConfig(every_image=True)).result.accuracy.value
+        print(f"| {pair} | {seed} | {method} | trained | {trained:.3f} | | |", flush=True)
+        with TemporaryDirectory() as folder:
+            bundle = export_bundle(run, ExportConfig(unlabeled=target, allow_missing=True), Path(folder) / "bundle")
+            for item in bundle.manifest.variants:
+                config = EvaluationConfig(every_image=True, variant=item.name)
+                accuracy = evaluate_bundle(bundle, target, config).result.accuracy.value
+                last = item.attempts[-1].method if item.attempts else ""
+                row = f"{item.name} | {accuracy:.3f} | {item.validation.value:.3f} | {last}"
+                print(f"| {pair} | {seed} | {method} | {row} |", flush=True)
+            for rejected in bundle.manifest.rejected:
+                print(f"rejected: {rejected.name}: {rejected.reason}", flush=True)
 
 
 def domains(pair: str, work: Path) -> tuple[Path, Path]:

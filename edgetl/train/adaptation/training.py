@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 import torch
 from lightning_fabric import seed_everything
@@ -19,7 +20,7 @@ from edgetl.train.config.plan import Plan
 from edgetl.train.inputs.activation_cache import CacheOptions
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.batches import make_batches
-from edgetl.train.inputs.dataset import TrainingBatches, TrainingImages
+from edgetl.train.inputs.dataset import Batches, TrainingBatches, TrainingImages
 from edgetl.train.inputs.samplers import BatchOptions
 from edgetl.train.loop.checkpoints import SavedState
 from edgetl.train.loop.loop import LoopSettings, Objective, Session, run_loop
@@ -67,10 +68,26 @@ class TargetTraining:
     execution: Execution
 
 
-def train_on_target(training: TargetTraining) -> nn.Module:
+# Loss terms for the trained network, on its device, and for the source batches: as many as there are steps, none without source images.
+ObjectiveFactory: TypeAlias = Callable[[TargetTraining, nn.Module, Batches | None], Objective]
+
+
+def make_objective(training: TargetTraining, network: nn.Module, source: Batches | None) -> Objective:
+    """Make the loss terms of an adaptation: that of the target images, and that of the source images if there are any."""
+    others: dict[str, LossTerm] = {}
+    if source is not None:
+        others["source"] = SourceTerm(network, source, smoothing=LABEL_SMOOTHING)
+    return Objective(TaskTerm(TargetLoss(training.method, training.pseudo_labels, len(training.labels))), others)
+
+
+def train_on_target(training: TargetTraining, objective_of: ObjectiveFactory = make_objective) -> nn.Module:
     """Train a copy of the starting network on the target images, and return it in evaluation mode on the CPU.
 
     Its BatchNorm statistics are those of the last batches. Replace them by ``adapt_batchnorm``.
+
+    Args:
+        training: networks, images and settings.
+        objective_of: makes the loss terms.
 
     Raises:
         TrainingError: the loss became infinite or not a number.
@@ -84,14 +101,11 @@ def train_on_target(training: TargetTraining) -> nn.Module:
     with explain_torch_errors(config.batch_size), TemporaryDirectory(dir=execution.folder, prefix="activations-") as folder:
         target = _batches(training, start, training.target, Path(folder), "target")
         network = target.backbone.model.train().to(fabric.device).to(memory_format=torch.channels_last)
-        others: dict[str, LossTerm] = {}
-        if training.source:
-            source = _batches(training, training.run, training.source, Path(folder), "source")
-            others["source"] = SourceTerm(network, source.train, smoothing=LABEL_SMOOTHING)
-        loss = TargetLoss(training.method, training.pseudo_labels, len(training.labels))
+        source = _batches(training, training.run, training.source, Path(folder), "source").train if training.source else None
+        objective = objective_of(training, network, source)
         settings = LoopSettings(stages, plan, config.seed, patience=plan.steps)
         session = Session(fabric, progress=execution.progress)
-        run_loop(network, Objective(TaskTerm(loss), others), (target.train, target.val), settings, session, SavedState())
+        run_loop(network, objective, (target.train, target.val), settings, session, SavedState())
     model = start.model.cpu()
     model.load_state_dict({**model.state_dict(), **network.cpu().state_dict()})
     set_trainable(model, find_stages(model, start.head_name), freeze_batchnorm=False)
