@@ -57,10 +57,10 @@ def field(digits: Path) -> Field:
     def build(root: Path) -> None:
         old = _copy(digits, "0123", slice(0, 30), root / "old")
         _copy(digits, "01234", slice(30, 60), root / "new")
-        train(old, TrainConfig.from_options(strategy="probe", augmented_views=1, val=0.3, test=0.0), root / "run")
+        train(old, TrainConfig.from_options(strategy="probe", augmented_views=1, input_size=(64, 64), val=0.3, test=0.0), root / "run")
 
     # The path of the images is in the run.
-    folder = built("update", build)
+    folder = built("update-64", build)
     run = open_run(folder / "run")
     assert run.record.images["val"] >= 30
     return Field(run, folder / "new")
