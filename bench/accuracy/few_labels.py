@@ -110,10 +110,16 @@ def read_features(name: str, cache: Path, views: int) -> tuple[list[NDArray[np.f
 
 def make_cell(views: list[NDArray[np.float32]], labels: NDArray[np.int64], last: int, count: int, seed: int) -> Cell:
     """Draw ``count`` training images of each class. The others are test images."""
+    train, test = draw(labels, count, seed)
+    return Cell([view[train] for view in views], labels[train], views[0][test], labels[test], last, seed)
+
+
+def draw(labels: NDArray[np.int64], count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of ``count`` training images of each class, and those of the test images."""
     rng = np.random.default_rng(seed)
     order = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     train, test = (np.concatenate([rows[part] for rows in order]) for part in (slice(count), slice(count, None)))
-    return Cell([view[train] for view in views], labels[train], views[0][test], labels[test], last, seed)
+    return train, test
 
 
 def validation_split(cell: Cell) -> tuple[float, bool | None]:
