@@ -164,6 +164,7 @@ class Views(Objective):
 
     views = 1
     targets: torch.Tensor
+    spread: torch.Tensor
 
     def build(self, start: Start) -> None:
         targets = torch.from_numpy(start.features)
