@@ -2,7 +2,7 @@
 
 ``python -m bench.scale_training --work DIR --shards 1000`` makes variations (crops, flips and brightness) of the photographs of trashnet,
 64 pixels, 100 images per shard, and keeps them in DIR. All variations of a photograph are in one split. The network is the embedded
-backbone with an input of 32 pixels. Parts:
+backbone with an input of 32 pixels, and of 64 for the accuracy. Parts:
 
 - ``accuracy``: accuracy of shards and of a folder on the same test images, for each strategy. Each seed has its own splits, the same for
   both.
@@ -48,6 +48,8 @@ IMAGES_PER_SHARD, SIDE = 100, 64
 PARTS = ("accuracy", "memory", "resume", "processes")
 # Shards of a training that is killed, and of one with two processes.
 FEW_SHARDS, FEW_STEPS = 20, 60
+# Input of the accuracy. With the 32 pixels of the other parts, nearly all features of the network are 0.
+ACCURACY_SIDE = 64
 OPTIONS = ("--backbone", "edgetl_small", "--input-size", "32", "--augmented-views", "1", "--allow-leakage")
 PROBE = ("--strategy", "probe")
 
@@ -162,7 +164,7 @@ def accuracy(given: argparse.Namespace) -> None:
     images = _unpack(given, folder)
     print("accuracy: strategy, seed, test images, folder, shards, difference (standard error)")
     for name in given.strategies:
-        options = PROBE if name == "probe" else fine_tuning(given.work, given.steps)
+        options = *(PROBE if name == "probe" else fine_tuning(given.work, given.steps)), "--input-size", str(ACCURACY_SIDE)
         differences = []
         for seed in range(given.seeds):
             table = _write_splits(given.work / f"splits-{seed}.csv", images, seed)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from edgetl.train.heads import linear
 from edgetl.train.heads.linear import PENALTIES, fit_logistic, spread
 from edgetl.train.heads.modules import LabeledFeatures
 
@@ -70,3 +71,15 @@ def test_fit_in_the_space_of_few_images_equals_a_fit_on_all_features() -> None:
     expected = LogisticRegression(C=1 / (head.penalty * 18), max_iter=1000, tol=1e-6).fit(scaled, labels).decision_function(scaled)
     outputs = features @ head.weight.T + head.bias
     np.testing.assert_allclose(outputs - outputs.mean(axis=1, keepdims=True), expected, atol=0.05)
+
+
+def test_fit_of_many_rows_has_the_penalty_and_the_outputs_of_a_cross_validated_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = _clusters(600, 4, noise=4.0)
+    train = LabeledFeatures(features, labels)
+    exact = fit_logistic(train, 5, seed=0)
+    monkeypatch.setattr(linear, "MANY_ROWS", 500)
+    done: list[int] = []
+    many = fit_logistic(train, 5, seed=0, progress=lambda stage, step, total: done.append(step))
+    assert many.penalty == exact.penalty and many.out_of_fold is None and many.weight.dtype == np.float32
+    np.testing.assert_allclose(features @ many.weight.T + many.bias, features @ exact.weight.T + exact.bias, atol=0.05)
+    assert done == list(range(1, PENALTIES.index(many.penalty) + 3)), "the penalties after the best one are not tried"

@@ -30,6 +30,8 @@ MAX_FOLDS = 5
 MIN_FOLDS = 3
 FEW_ROWS = 3000
 MAX_ITERATIONS = 300
+# With more rows (images and views), the fits use float32, and one fold chooses the penalty.
+MANY_ROWS = 20_000
 # Bias of a class without a training image. It is never predicted.
 ABSENT_BIAS = -20.0
 
@@ -74,7 +76,7 @@ def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: b
     """Fit multinomial logistic regression by L-BFGS on standardized features.
 
     Cross-validation on the training images selects the penalty with the lowest log-loss. Held-out images are scored on the first view
-    only, which is the view that the device uses.
+    only, which is the view that the device uses. Above ``MANY_ROWS``, only the first fold is held out, without out-of-fold outputs.
 
     Args:
         train: Features, and classes 0..classes-1. A class may be absent. Images of one group are in one fold.
@@ -85,7 +87,9 @@ def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: b
     """
     features, labels = train.features, train.targets
     mean, std = features.mean(axis=0), spread(features)
-    scaled = [((view - mean) / std).astype(np.float64) for view in (features, *train.views)]
+    views = (features, *train.views)
+    many = len(views) * len(labels) > MANY_ROWS
+    scaled = [((view - mean) / std).astype(np.float32 if many else np.float64, copy=False) for view in views]
     basis = None
     if len(scaled) * len(labels) < features.shape[1]:
         # The L2 penalty keeps the weights in the space that the rows span. A fit in the coordinates of this space is the same, and faster.
@@ -94,13 +98,18 @@ def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: b
     folds = make_folds(labels, train.groups, len(scaled), seed=seed)
     cells = labels if train.cells is None else train.cells
     weights = class_weights(cells)[cells] if balanced else np.ones(len(labels), np.float32)
-    choice = choose_penalty(scaled, labels, folds, progress, weights=weights)
+    if many and folds:
+        choice = _hold_out(scaled, labels, folds[0], progress, weights=weights)
+    else:
+        choice = choose_penalty(scaled, labels, folds, progress, weights=weights)
     fitted = fit_penalized(np.concatenate(scaled), np.tile(labels, len(scaled)), choice.penalty, weights=np.tile(weights, len(scaled)))
     rows, offsets = coefficients(fitted, classes)
     weight = (rows if basis is None else rows @ basis) / std
     bias = offsets - weight @ mean
-    missing = np.full((len(labels), classes - choice.outputs.shape[1]), ABSENT_BIAS)
-    found = OutOfFold(np.concatenate([choice.outputs, missing], axis=1).astype(np.float32), len(folds)) if folds else None
+    found = None
+    if folds and not many:
+        missing = np.full((len(labels), classes - choice.outputs.shape[1]), ABSENT_BIAS)
+        found = OutOfFold(np.concatenate([choice.outputs, missing], axis=1).astype(np.float32), len(folds))
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32), choice.penalty, choice.accuracies, found)
 
 
@@ -231,8 +240,8 @@ class PenaltyChoice(NamedTuple):
 
     Attributes:
         penalty: Selected penalty.
-        accuracies: Accuracy of each of ``PENALTIES``. Empty without folds.
-        outputs: Logits of the held-out rows with ``penalty``, float64 ``[n, classes]``. Other rows are 0.
+        accuracies: Accuracy of each of ``PENALTIES``. Empty without folds, and with ``MANY_ROWS``.
+        outputs: Logits of the held-out rows with ``penalty``, float64 ``[n, classes]``. Other rows are 0. Empty with ``MANY_ROWS``.
     """
 
     penalty: float
@@ -273,12 +282,41 @@ def choose_penalty(
             weight, bias = coefficients(start, classes)
             outputs[index, held_out] = scaled[0][held_out] @ weight.T + bias
             found = outputs[index, known]
-            log_losses = logsumexp(found, axis=1) - found[np.arange(len(known)), labels[known]]
-            losses[index, fold] = np.average(log_losses, weights=weights[known]) if len(known) else 0.0
+            losses[index, fold] = _log_loss(found, labels[known], weights[known]) if len(known) else 0.0
             accuracies[index, fold] = (found.argmax(axis=1) == labels[known]).mean() if len(known) else 0.0
             progress("fitting the head", fold * len(PENALTIES) + index + 1, folds * len(PENALTIES))
     chosen = int(losses.mean(axis=1).argmin())
     return PenaltyChoice(PENALTIES[chosen], tuple(float(value) for value in accuracies.mean(axis=1)), outputs[chosen])
+
+
+def _hold_out(
+    scaled: list[NDArray[np.float32]],
+    labels: NDArray[np.int64],
+    part: Fold,
+    progress: Progress,
+    *,
+    weights: NDArray[np.float32],
+) -> PenaltyChoice:
+    """Choose the penalty as ``choose_penalty`` does, on one fold. The penalties decrease until the log-loss no longer does."""
+    train, held_out = part
+    rows, truth = np.concatenate([view[train] for view in scaled]), np.tile(labels[train], len(scaled))
+    held_out = held_out[np.isin(labels[held_out], labels[train])]
+    model, best = None, (np.inf, PENALTIES[0])
+    for done, penalty in enumerate(PENALTIES, start=1):
+        model = fit_penalized(rows, truth, penalty, weights=np.tile(weights[train], len(scaled)), start=model)
+        weight, bias = coefficients(model, int(labels.max()) + 1)
+        outputs = scaled[0][held_out] @ weight.T.astype(np.float32) + bias
+        loss = _log_loss(outputs, labels[held_out], weights[held_out])
+        progress("fitting the head", done, len(PENALTIES))
+        if loss >= best[0]:
+            break
+        best = loss, penalty
+    return PenaltyChoice(best[1], (), np.empty((0, 0)))
+
+
+def _log_loss(outputs: NDArray[np.float64], labels: NDArray[np.int64], weights: NDArray[np.float32]) -> float:
+    losses = logsumexp(outputs, axis=1) - outputs[np.arange(len(labels)), labels]
+    return float(np.average(losses, weights=weights))
 
 
 def coefficients(fitted: LogisticRegression, classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -296,14 +334,17 @@ def coefficients(fitted: LogisticRegression, classes: int) -> tuple[NDArray[np.f
 
 
 def fit_penalized(
-    scaled: NDArray[np.float64],
+    scaled: NDArray[np.floating],
     labels: NDArray[np.int64],
     penalty: float,
     *,
     weights: NDArray[np.float32] | None = None,
     start: LogisticRegression | None = None,
 ) -> LogisticRegression:
-    """Fit a logistic regression with a weight for each row. ``start`` is the solution for a stronger penalty, from which the fit starts."""
+    """Fit a logistic regression with a weight for each row, in the precision of ``scaled``.
+
+    ``start`` is the solution for a stronger penalty, from which the fit starts.
+    """
     model = start or LogisticRegression(max_iter=MAX_ITERATIONS, tol=1e-3, warm_start=True)
     model.set_params(C=1.0 / (penalty * len(labels)))
     with warnings.catch_warnings():
