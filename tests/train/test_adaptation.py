@@ -26,9 +26,11 @@ from edgetl.train.adaptation.batchnorm import adapt_batchnorm
 from edgetl.train.adaptation.losses import class_confusion, entropy, information_loss
 from edgetl.train.adaptation.pseudo_labels import pseudo_labels
 from edgetl.train.adaptation.scores import diversity, information
-from edgetl.train.adaptation.training import TargetTraining, train_on_target
+from edgetl.train.adaptation.training import TargetTraining, make_objective, train_on_target
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.adaptation.options import AdaptationConfig, Candidate, Method, default_steps
+from edgetl.train.inputs.dataset import Batches
+from edgetl.train.loop.loop import Objective
 from edgetl.train.loop.processes import Execution
 from edgetl.train.workflows.runs.adapt import adapt_run, choose_candidate, find_alarms
 from edgetl.train.workflows.runs.evaluate import evaluate_run
@@ -136,27 +138,44 @@ def test_default_steps_depend_on_the_number_of_images() -> None:
     assert [default_steps(images, 32) for images in (20, 420, 4_000, 100_000)] == [100, 105, 1000, 2000]
 
 
-@pytest.mark.parametrize("method", ["mcc", "shot"])
-def test_training_on_target_images_changes_only_the_layers_of_the_method(run: Run, digits: Path, tmp_path: Path, method: Method) -> None:
-    backbone, head = run.backbone(), run.record.backbone.head_name
-    target = scan_unlabeled(invert(digits, tmp_path / "inverted"))
-    training = TargetTraining(
+def training_of(run: Run, target: Path, folder: Path, method: Method) -> TargetTraining:
+    """Make the inputs of an adaptation of two steps."""
+    backbone, samples = run.backbone(), scan_unlabeled(target)
+    return TargetTraining(
         method=method,
         labels=run.record.labels,
         run=backbone,
         start=backbone,
-        target=[replace(sample, label=position) for position, sample in enumerate(target)],
+        target=[replace(sample, label=position) for position, sample in enumerate(samples)],
         source=run.samples("train")[:IMAGES] if method == "mcc" else (),
-        pseudo_labels=torch.arange(len(target)) % 10,
+        pseudo_labels=torch.arange(len(samples)) % 10,
         plan=run.record.plan,
         steps=2,
         config=AdaptationConfig(batch_size=8, workers=0),
-        execution=Execution("cpu", tmp_path, silent),
+        execution=Execution("cpu", folder, silent),
     )
+
+
+@pytest.mark.parametrize("method", ["mcc", "shot"])
+def test_training_on_target_images_changes_only_the_layers_of_the_method(run: Run, digits: Path, tmp_path: Path, method: Method) -> None:
+    training, head = training_of(run, invert(digits, tmp_path / "inverted"), tmp_path, method), run.record.backbone.head_name
     trained = dict(train_on_target(training).named_parameters())
-    changed = {name for name, value in backbone.model.named_parameters() if not torch.equal(value, trained[name])}
+    changed = {name for name, value in training.start.model.named_parameters() if not torch.equal(value, trained[name])}
     assert (f"{head}.weight" in changed) == (method == "mcc")
     assert changed and ("conv1.0.weight" not in changed)
+
+
+def test_loss_terms_of_an_adaptation_can_be_replaced(run: Run, digits: Path, tmp_path: Path) -> None:
+    training = training_of(run, invert(digits, tmp_path / "inverted"), tmp_path, "shot")
+
+    def without_loss(training: TargetTraining, network: torch.nn.Module, source: Batches | None) -> Objective:
+        objective = make_objective(training, network, source)
+        objective.task.weight = 0.0
+        return objective
+
+    trained = dict(train_on_target(training, without_loss).named_parameters())
+    norms = {name: value for name, value in training.start.model.named_parameters() if value.ndim == 1}
+    assert norms and all(torch.equal(value, trained[name]) for name, value in norms.items()), "they have no weight decay"
 
 
 def without_images(run: Run, folder: Path) -> Path:
