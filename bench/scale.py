@@ -5,6 +5,7 @@ and keeps them in DIR. ``--bundle`` is the bundle to run; by default, a probe of
 
 - ``throughput``: images per second of a loop of ``Predictor.predict``, and of ``edgetl predict --out`` with one and with two processes,
   measured in turn, without the start (imports and loading). Each process has one thread. The rate with the start is printed, too.
+- ``growth``: images per second by the number of images (1,000 to all), of shards (1, 8, 64) and of processes (1, 2), in turn.
 - ``memory``: resident memory during a run, MB, and its slope over the images.
 - ``kills``: a run with two processes is killed (SIGKILL) at random moments and repeated, and its merged output is compared with that of an
   undisturbed run. A damaged image is reported by its key.
@@ -39,7 +40,9 @@ from edgetl.core.system.host import describe_host, versions
 from edgetl.data.inputs.blocks import parse_shard
 
 SHARDS, SIDE = 64, 64
-PARTS = ("throughput", "memory", "kills")
+PARTS = ("throughput", "growth", "memory", "kills")
+# Numbers of images below that of --images, and of shards below SHARDS.
+GROWTH_IMAGES, GROWTH_SHARDS = (1_000, 10_000, 50_000), (1, 8)
 BATCH = 16
 _COMMAND = (sys.executable, "-m", "edgetl.cli.app")
 # Exit code of a run with unreadable images.
@@ -70,7 +73,7 @@ def main() -> None:
     variant = edgetl.load(given.bundle).variant
     print(f"{given.images:,} images of {SIDE} pixels in {SHARDS} tar shards; {variant.name if variant else given.bundle}")
     for part in given.parts:
-        {"throughput": throughput, "memory": memory, "kills": kills}[part](given, f"{folder}/{{00..{SHARDS - 1}}}.tar")
+        {"throughput": throughput, "growth": growth, "memory": memory, "kills": kills}[part](given, f"{folder}/{{00..{SHARDS - 1}}}.tar")
 
 
 def make_bundle(work: Path) -> Path:
@@ -82,7 +85,7 @@ def make_bundle(work: Path) -> Path:
     return work / "bundle"
 
 
-def make_shards(folder: Path, images: int) -> None:
+def make_shards(folder: Path, images: int, shards: int = SHARDS) -> None:
     """Write the tar shards, unless they exist. The first image of shard 7 is damaged."""
     if folder.exists():
         return
@@ -91,10 +94,10 @@ def make_shards(folder: Path, images: int) -> None:
     staging.mkdir(parents=True)
     photographs = sorted((SHARED / "data/trashnet").rglob("*.jpg"))
     sources = [Image.open(path).convert("RGB") for path in photographs[:: max(1, len(photographs) // 250)]]
-    for shard in range(SHARDS):
+    for shard in range(shards):
         rng = random.Random(shard)
         with tarfile.open(staging / f"{shard:02d}.tar", "w") as archive:
-            for index in range(shard, images, SHARDS):
+            for index in range(shard, images, shards):
                 data = b"damaged" if (shard, index) == (7, 7) else variation(sources[index % len(sources)], rng)
                 member = tarfile.TarInfo(f"{index:07d}.jpg")
                 member.size = len(data)
@@ -139,13 +142,8 @@ def throughput(given: argparse.Namespace, pattern: str) -> None:
         rates["loop"].append(_loops(given, 1))
         rates["2 loops"].append(_loops(given, 2))
         for count, name in ((1, "1 process"), (2, "2 processes")):
-            out = given.work / f"out-{count}"
-            shutil.rmtree(out, ignore_errors=True)
-            begun = time.perf_counter()
-            _predict(given.bundle, pattern, out, count).communicate()
-            whole[name] = given.images / (time.perf_counter() - begun)
-            records = [json.loads(path.read_text()) for path in out.glob("part-*.done")]
-            rates[name].append(given.images / max(record["counts"]["seconds"] for record in records))
+            rate, whole[name] = _rates(given, pattern, given.images, count)
+            rates[name].append(rate)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print("| way | images/s | ratio to the loop, per process |\n|---|---|---|")
     for name in rates:
@@ -154,6 +152,34 @@ def throughput(given: argparse.Namespace, pattern: str) -> None:
         print(f"| {name} | {medians[name]:,.0f} | {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) |")
     print(f"with the start, last round: {', '.join(f'{name} {rate:,.0f} images/s' for name, rate in whole.items())}")
     print(f"merged outputs of 1 and 2 processes are identical: {_merged(given.work / 'out-1') == _merged(given.work / 'out-2')}")
+
+
+def _rates(given: argparse.Namespace, pattern: str, images: int, processes: int) -> tuple[float, float]:
+    """Return the images per second of a run without its start, and with it."""
+    out = given.work / f"out-{processes}"
+    shutil.rmtree(out, ignore_errors=True)
+    begun = time.perf_counter()
+    _predict(given.bundle, pattern, out, processes).communicate()
+    seconds = time.perf_counter() - begun
+    records = [json.loads(path.read_text()) for path in out.glob("part-*.done")]
+    return images / max(record["counts"]["seconds"] for record in records), images / seconds
+
+
+def growth(given: argparse.Namespace, pattern: str) -> None:
+    """Print the rates by the number of images, of shards and of processes. One changes; the others are all images, 64 shards and 1 process."""
+    sizes = [(images, SHARDS, 1) for images in (*(count for count in GROWTH_IMAGES if count < given.images), given.images)]
+    sizes += [(given.images, shards, 1) for shards in GROWTH_SHARDS] + [(given.images, SHARDS, 2)]
+    found: dict[tuple[int, int, int], list[tuple[float, float]]] = {size: [] for size in sizes}
+    for _ in range(given.rounds):
+        for size in sizes:
+            images, shards, processes = size
+            folder = Path(pattern).parent if size[:2] == (given.images, SHARDS) else given.work / f"shards-{images}-in-{shards}"
+            make_shards(folder, images, shards)
+            found[size].append(_rates(given, f"{folder}/*.tar", images, processes))
+    print("| images | shards | processes | images/s | with the start |\n|---|---|---|---|---|")
+    for (images, shards, processes), rates in found.items():
+        rate, whole = (statistics.median(values) for values in zip(*rates, strict=True))
+        print(f"| {images:,} | {shards} | {processes} | {rate:,.0f} | {whole:,.0f} |")
 
 
 def _loops(given: argparse.Namespace, count: int) -> float:
