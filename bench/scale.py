@@ -166,7 +166,7 @@ def _rates(given: argparse.Namespace, pattern: str, images: int, processes: int)
 
 
 def growth(given: argparse.Namespace, pattern: str) -> None:
-    """Print the rates by the number of images, of shards and of processes. One changes; the others are all images, 64 shards and 1 process."""
+    """Print the rates by the number of images, of shards and of processes. One changes; the others are all, 64 and 1."""
     sizes = [(images, SHARDS, 1) for images in (*(count for count in GROWTH_IMAGES if count < given.images), given.images)]
     sizes += [(given.images, shards, 1) for shards in GROWTH_SHARDS] + [(given.images, SHARDS, 2)]
     found: dict[tuple[int, int, int], list[tuple[float, float]]] = {size: [] for size in sizes}
