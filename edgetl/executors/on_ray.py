@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import pickle
 import socket
 import sys
 from collections import deque
@@ -66,7 +65,7 @@ class Ray:
                     # Hosts join and fail meanwhile.
                     while waiting and len(running) < max(1, (int(ray.cluster_resources().get("CPU", 0)) - 1) // self._cpus):
                         place = waiting.popleft()
-                        running[run.remote(pickle.dumps((function, items[place])), *driver)] = place
+                        running[run.remote([ray.put((function, items[place]))], *driver)] = place
                     finished, _ = ray.wait(list(running), timeout=_POLL_S)
                     for reference in finished:
                         place = running.pop(reference)
@@ -102,16 +101,26 @@ class Ray:
         return outcome
 
 
-def _outcome(task: bytes, folder: str, version: str) -> Any:
+def _outcome(task: list[Any], folder: str, version: str) -> Any:
     """Run a task on a worker, in the working directory of the driver.
 
-    The task is unpickled after the check of the version, because another version may have other classes.
-
     Args:
-        task: pickled function and item.
+        task: reference to the function and the item. Ray resolves arguments before the call, but not references in a list, so that
+            the version is checked first: another version may have other classes.
         folder: working directory of the driver.
         version: version of edgetl of the driver.
     """
+    if unsuitable := _enter(folder, version):
+        return unsuitable
+    try:
+        function, item = importlib.import_module("ray").get(task[0])
+        return function(item)
+    except EdgetlError as error:
+        return Failure(type(error).__name__, f"host {socket.gethostname()}: {error}")
+
+
+def _enter(folder: str, version: str) -> Failure | None:
+    """Check the version of this host, and change to ``folder``. Return the reason if one of both is not possible."""
     host, found = socket.gethostname(), versions()["edgetl"]
     if found != version:
         return Failure(
@@ -125,11 +134,7 @@ def _outcome(task: bytes, folder: str, version: str) -> Any:
             f"the host {host} cannot use the working directory {folder}: {error.strerror}. Start the command in a folder that all hosts "
             f"share, with the images and --out.",
         )
-    try:
-        function, item = pickle.loads(task)  # noqa: S301 (from the driver; Ray pickles its arguments, too)
-        return function(item)
-    except EdgetlError as error:
-        return Failure(type(error).__name__, f"host {host}: {error}")
+    return None
 
 
 @contextmanager

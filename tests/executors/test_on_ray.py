@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import pickle
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from edgetl.core.system.host import versions
 from edgetl.errors import ConfigError, DataError, EngineError, MissingExtraError
 from edgetl.executors import on_ray
 from edgetl.executors.choice import executor_on
-from edgetl.executors.on_ray import Ray, _outcome
+from edgetl.executors.on_ray import Ray, _enter
 from tests.command import edgetl
 from tests.data.shards import write_shards
 from tests.device.bundles import write_bundle
@@ -47,20 +46,21 @@ def test_an_unknown_executor_is_an_error() -> None:
 def test_a_host_with_another_version_or_without_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     version = versions()["edgetl"]
-    assert _outcome(pickle.dumps((square, 3)), str(tmp_path), version) == 9
-    found = _outcome(b"made by another version", str(tmp_path), "0.0.1")
-    assert found.kind == "ConfigError" and found.message.startswith(f"the host {gethostname()} has edgetl {version}, and this host 0.0.1.")
-    found = _outcome(pickle.dumps((square, 3)), str(tmp_path / "none"), version)
-    assert found.kind == "ConfigError" and "none: No such file or directory. Start the command in a folder that all" in found.message
-    found = _outcome(pickle.dumps((refuse, tmp_path / "calls")), str(tmp_path), version)
-    assert (found.kind, found.message) == ("DataError", f"host {gethostname()}: there is no such folder.")
+    (tmp_path / "shared").mkdir()
+    assert _enter(str(tmp_path / "shared"), version) is None and Path.cwd() == tmp_path / "shared"
+    other = _enter(str(tmp_path), "0.0.1")
+    assert other is not None and other.kind == "ConfigError"
+    assert other.message.startswith(f"the host {gethostname()} has edgetl {version}, and this host 0.0.1.")
+    missing = _enter(str(tmp_path / "none"), version)
+    assert missing is not None and missing.kind == "ConfigError"
+    assert "none: No such file or directory. Start the command in a folder that all" in missing.message
 
 
 @pytest.mark.slow
 @needs_ray
 def test_results_on_one_host_are_in_order_and_a_mistake_of_the_user_is_final(tmp_path: Path) -> None:
     assert list(executor_on("ray", None).map(square, [0, 1, 2])) == [0, 1, 4]
-    with pytest.raises(DataError, match="there is no such folder"):
+    with pytest.raises(DataError, match=f"host {gethostname()}: there is no such folder"):
         list(executor_on("ray", None).map(refuse, [tmp_path / "calls"]))
     assert (tmp_path / "calls").read_text() == "call\n"
     with pytest.raises(ConfigError, match=r"--cpus-per-task 10000: the largest host of the Ray cluster has \d+ CPUs"):

@@ -173,14 +173,15 @@ def test_read_recipe_reports_all_mistakes_together(tmp_path: Path) -> None:
 def test_missing_input_error_names_the_option(inputs: Path, tmp_path: Path) -> None:
     recipe = read_recipe(inputs / "tiny.toml")
     with pytest.raises(DataError, match=r"colors\.tar are not in .*--data"):
-        pretrain(recipe, Folders(out=tmp_path, data=tmp_path, weights=inputs))
+        pretrain(recipe, Folders(out=tmp_path / "out", data=tmp_path / "data", weights=inputs))
     with pytest.raises(BackboneError, match=r"teacher is not in .*--weights-dir"):
         pretrain(recipe, Folders(out=tmp_path, data=inputs, weights=tmp_path))
     other = recipe.model_copy(update={"start": "teacher/model.safetensors"})
     with pytest.raises(BackboneError, match="does not fit test_resnet"):
         pretrain(other, Folders(out=tmp_path, data=inputs, weights=inputs, recipes=inputs))
+    (tmp_path / "file").touch()
     with pytest.raises(StorageError):
-        pretrain(recipe, Folders(out=inputs / "tiny.toml", data=inputs, weights=inputs))
+        pretrain(recipe, Folders(out=tmp_path / "file", data=inputs, weights=inputs))
     with pytest.raises(BackboneError, match="cannot build no_such_net"):
         pretrain(recipe.model_copy(update={"architecture": "no_such_net"}), Folders(out=tmp_path, data=inputs, weights=inputs))
 
