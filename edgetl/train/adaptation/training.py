@@ -68,7 +68,7 @@ class TargetTraining:
     execution: Execution
 
 
-# Loss terms for the trained network, on its device, and for the source batches: as many as there are steps, none without source images.
+# Loss terms for the trained network, on its device, and for the source batches, one for each step. Without source images there are none.
 ObjectiveFactory: TypeAlias = Callable[[TargetTraining, nn.Module, Batches | None], Objective]
 
 
