@@ -18,7 +18,19 @@ _Omitted: TypeAlias = Literal[
 ]
 _Unlabeled: TypeAlias = Literal["loose", "unlabeled", "no-images", "no-label", "not-in-table", "copy"]
 _Used: TypeAlias = Literal[
-    "linked", "content", "splits", "nested", "class-train", "no-val", "no-test", "table", "no-group", "not-utf8", "shards"
+    "linked",
+    "content",
+    "splits",
+    "nested",
+    "class-train",
+    "normal",
+    "anomaly",
+    "no-val",
+    "no-test",
+    "table",
+    "no-group",
+    "not-utf8",
+    "shards",
 ]
 Reason: TypeAlias = Literal[_Omitted, _Unlabeled, _Used]
 
@@ -59,6 +71,8 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
     "splits": ("folder", "read as splits", ""),
     "nested": ("split", "read one level deeper, in a folder of the same name", ""),
     "class-train": ("folder", "read as a class, although its name is that of a split", ""),
+    "normal": ("folder", "read as normal images, because it is the only one", ""),
+    "anomaly": ("image", "of the training or validation split used for the test: anomalies are never trained on", ""),
     "no-val": ("validation split", "found: a part of the training images is used", ""),
     "no-test": ("test split", "found: accuracy on test images is not measured", "Add a folder test/ to measure it"),
     "table": ("row", "of the table", ""),

@@ -203,7 +203,7 @@ def _divide_groups(samples: Sequence[Sample], *, seed: int, ratios: dict[Part, f
     The method is that of scikit-learn's ``StratifiedGroupKFold``, for unequal ratios. Then a split without a class gets the smallest group
     with this class, if train keeps another one.
     """
-    units = sorted(_units(samples, sets), key=lambda unit: (-len(unit), _order(seed, unit)))
+    units = sorted(units_of(samples, sets), key=lambda unit: (-len(unit), _order(seed, unit)))
     column = {label: index for index, label in enumerate(sorted({sample.label for sample in samples}))}
     counts = np.zeros((len(units), len(column)), np.int64)
     for row, unit in zip(counts, units, strict=True):
@@ -212,7 +212,7 @@ def _divide_groups(samples: Sequence[Sample], *, seed: int, ratios: dict[Part, f
     parts: list[Part] = ["train", *(name for name in ("val", "test") if ratios.get(name, 0) > 0)]
     wanted = np.array([1 - sum(ratios.values()), *(ratios[name] for name in parts[1:])])[:, None] * counts.sum(axis=0)
     have, where = np.zeros(wanted.shape), np.zeros(len(units), np.int64)
-    unclear = np.array([_is_unclear(unit) for unit in units])
+    unclear = np.array([is_unclear(unit) for unit in units])
     for index in np.argsort(~unclear, kind="stable"):
         lacking = ((wanted - have) * counts[index] / counts.sum(axis=0)).sum(axis=1)
         where[index] = 0 if unclear[index] else int(lacking.argmax())
@@ -245,7 +245,7 @@ def _cover(where: NDArray[np.int64], have: NDArray[np.float64], counts: NDArray[
                 break
 
 
-def _units(samples: Sequence[Sample], sets: Mapping[str, str]) -> list[list[Sample]]:
+def units_of(samples: Sequence[Sample], sets: Mapping[str, str]) -> list[list[Sample]]:
     """Collect images that must stay together: images of a group, and copies of an image. Groups with a common image are merged."""
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -269,7 +269,7 @@ def _order(seed: int, unit: Sequence[Sample]) -> bytes:
     return hashlib.sha256(f"edgetl split {seed} {first}".encode()).digest()
 
 
-def _is_unclear(unit: Sequence[Sample]) -> bool:
+def is_unclear(unit: Sequence[Sample]) -> bool:
     """Return true if an image has two labels. It cannot measure accuracy."""
     truth = {(sample.content, sample.label, sample.targets) for sample in unit}
     return len(truth) > len({sample.content for sample in unit})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from edgetl.core.files.byte_ranges import find_range, size_and_time
 from edgetl.core.images.decode import load_image, read_image_file
 from edgetl.data.folder import scan
+from edgetl.data.groups import group_by_path
 from edgetl.data.packing.labels import read_labels
 from edgetl.data.packing.shards import pack_shards
 from edgetl.data.shards import scan as shard_scan
@@ -25,6 +28,7 @@ from edgetl.data.shards.scan import scan_shards
 from edgetl.errors import ConfigError, DataError, ImageError
 from tests.command import edgetl
 from tests.data.conftest import fill, noise_image
+from tests.data.test_data_audit import photo
 
 RULE = SplitRule(seed=0, val=0.25, test=0.25)
 
@@ -235,6 +239,32 @@ def test_packed_shards_have_the_bytes_of_the_files_and_always_the_same_order(tmp
         pack_shards(scan(root), tmp_path / "a", inputs={})
     pack_shards(scan(root), tmp_path / "a", inputs={}, overwrite=True)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["00000.tar", "shards.json"]
+
+
+def test_images_that_belong_together_have_one_group_and_one_split(tmp_path: Path) -> None:
+    root = fill(tmp_path / "pets", "dog", "cat", count=2)
+    for number, name in enumerate(("a-1", "a-2", "b-1", "c-1", "c-2", "d-1")):
+        photo(number).save(root / "cat" / f"{name}.png")
+    photo(0).transpose(Image.Transpose.ROTATE_180).save(root / "cat" / "b-2.png")  # a copy joins the groups a and b
+    (root / "dog" / "c-3.png").write_bytes((root / "cat" / "c-1.png").read_bytes())  # an image with two labels
+    pack_shards(group_by_path(scan(root), "/([a-d])-"), tmp_path / "shards", images_per_shard=3, inputs={})
+    members = [member for shard in find_shards(tmp_path / "shards") for member in read_members(shard)]
+    groups = Counter(member.annotation.group for member in members)
+    assert groups == {"": 4, "a": 4, "c": 3, "d": 1}
+    for seed in range(30):
+        rule = SplitRule(seed=seed, val=0.25, test=0.25)
+        parts = {(member.annotation.group, rule.part_of(member.key, member.annotation)) for member in members if member.annotation.group}
+        assert len(parts) == 3 and ("c", "train") in parts
+
+
+def test_copies_that_cross_ready_made_splits_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, part in enumerate(("train", "val", "test")):
+        fill(tmp_path / "pets" / part, "dog", "cat", count=2, seed=10 * number)
+    photo(0).save(tmp_path / "pets/train/cat/a.png")
+    photo(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "pets/test/cat/copy.png")
+    with caplog.at_level(logging.WARNING, "edgetl"):
+        pack_shards(scan(tmp_path / "pets"), tmp_path / "a", inputs={})
+    assert "1 of 5 test images are copies of training images, such as test/cat/copy.png" in caplog.text
 
 
 def test_class_names_that_are_numbers_are_not_taken_for_indices(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def scanned(root: Path) -> ImageFolder:
 
 
 def write_images(folder: Path, count: int, seed: int = 0) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         pixels = np.random.default_rng([seed, index]).integers(0, 255, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{seed}-{index}.png")
@@ -114,6 +114,46 @@ def test_class_folders_without_normal_images_are_rejected(tmp_path: Path) -> Non
         DataError, match=r"the folders cat/, dog/, and none of them is named good/ or normal/.*such as .*cat, or the layout"
     ):
         scanned(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("train", "test"), r"test has 2 images in no folder.*into .*test/good, and anomalies into .*test/DEFECT"),
+        (("train/good", "test", "test/good"), r"test has 2 images beside good/"),
+        (("good", "."), r"data has 2 images beside good/"),
+        (("train/good", "train"), r"train has 2 images beside good/"),
+        (("good", "test/good", "test/hole"), r"test/ looks like a split, and good/ like a class"),
+        (("bottle/train/good", "bottle/test/hole"), r"bottle is read as one class, and has the folders test/, train/"),
+        (("good/train", "good/test"), r"good is read as one class, and has the folders test/, train/"),
+        (("photos/good", "photos/hole"), r"photos is read as one class, and has the folders good/, hole/"),
+        (("good/", "hole"), r"good has no images that can be read"),
+        (("train/good", "test/good/", "test/hole"), r"test/good has no images that can be read"),
+    ],
+)
+def test_images_that_may_be_normal_or_not_are_an_error(tmp_path: Path, folders: tuple[str, ...], message: str) -> None:
+    root = tmp_path / "data"
+    for seed, name in enumerate(folders):
+        write_images(root / name, 0 if name.endswith("/") else 2, seed)
+    with pytest.raises(DataError, match=message):
+        scanned(root)
+
+
+def test_unusual_places_of_images_are_noted(tmp_path: Path) -> None:
+    places = (".", "training/photos", "training/hole", "val/hole", "test/photos", "test/hole", "test/ground_truth/hole", "more")
+    root = tmp_path / "data"
+    for seed, name in enumerate(places):
+        write_images(root / name, 2, seed)
+    with pytest.raises(DataError, match=r"the folders hole/, photos/, and none of them"):
+        scanned(root)
+    shutil.rmtree(root / "training/hole")
+    found = scanned(root)
+    notes = {note.reason: note.describe() for note in found.notes}
+    assert notes.keys() == {"mask", "sibling", "loose", "splits", "normal", "anomaly"}
+    assert notes["normal"].startswith("1 folder read as normal images, because it is the only one: training/photos")
+    assert notes["anomaly"].startswith("2 images of the training or validation split used for the test")
+    parts = {sample.path.relative_to(root).parent.as_posix(): (sample.label, sample.part) for sample in found.samples}
+    assert parts == {"training/photos": (0, "train"), "val/hole": (1, "test"), "test/photos": (0, "test"), "test/hole": (1, "test")}
 
 
 def test_ready_made_training_images_are_divided_if_the_test_has_no_normal_image(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import tarfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from edgetl.data.audit.copies import copy_sets
 from edgetl.data.folder import ImageFolder, Part, Sample
 from edgetl.data.shards.index import ShardFile, ShardIndex
 from edgetl.data.shards.members import FACTS_SUFFIX, LABEL_SUFFIX
-from edgetl.data.split import split
+from edgetl.data.split import is_unclear, split, units_of
 from edgetl.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 IMAGES_PER_SHARD = 1_000
 # Digits of the number in the name of a shard.
@@ -41,7 +44,7 @@ def pack_shards(
 
     The order of the images depends on their contents only. The classes are therefore mixed, and the same images give the same bytes. The
     key of an image is the start of its content hash. Its JSON has its file, its group and its split of a ready-made split. Copies of an
-    image (re-encoded, resized, mirrored or rotated) form a group, if they have none.
+    image (re-encoded, resized, mirrored or rotated) form a group, which includes the groups of these images.
 
     Args:
         folder: images of a classification task.
@@ -75,23 +78,36 @@ _Member = tuple[str, Sample, bytes]
 
 def _members(folder: ImageFolder, progress: Progress) -> list[_Member]:
     """Return key, image and JSON of each member, in the order of the shards."""
-    labels = defaultdict(set)
-    for sample in folder.samples:
-        labels[sample.content].add(sample.label)
-    images, parts = Counter(sample.content for sample in folder.samples), _parts(folder, progress)
-    sets, seen, members = copy_sets(folder.samples, progress=progress), Counter[str](), []
+    parts = _parts(folder, progress)
+    groups, unclear = _groups(folder, progress)
+    seen, members = Counter[str](), []
     for sample in sorted(folder.samples, key=lambda item: (item.content, item.path)):
         if sample.path not in parts:
             continue
         seen[sample.content] += 1
         number = seen[sample.content]
         key = sample.content[:16] + (f"-{number}" if number > 1 else "")
-        copies = sets.get(sample.content, sample.content if images[sample.content] > 1 else "")
-        # Images with two labels cannot measure accuracy.
-        part = parts[sample.path] or ("train" if len(labels[sample.content]) > 1 else None)
-        facts = {"file": printable(sample.path.relative_to(folder.root)), "group": sample.group or copies[:16], "split": part}
+        part = parts[sample.path] or ("train" if sample.path in unclear else None)
+        facts = {"file": printable(sample.path.relative_to(folder.root)), "group": groups[sample.path], "split": part}
         members.append((key, sample, json.dumps({name: value for name, value in facts.items() if value}).encode()))
     return members
+
+
+def _groups(folder: ImageFolder, progress: Progress) -> tuple[dict[Path, str], set[Path]]:
+    """Return the group of each image, empty for an image without one, and the images that are for training only.
+
+    Images of a group and copies of an image are in one group, as in the splits of a folder. Groups with a common image therefore become
+    one, with the first of their names. A group that has an image with two labels, or copies with different labels, cannot measure accuracy.
+    """
+    sets = copy_sets(folder.samples, progress=progress)
+    groups: dict[Path, str] = {}
+    unclear: set[Path] = set()
+    for unit in units_of(folder.samples, sets):
+        paths, content, names = [sample.path for sample in unit], unit[0].content, {sample.group for sample in unit if sample.group}
+        groups |= dict.fromkeys(paths, min(names, default=sets.get(content, content)[:16] if len(unit) > 1 else ""))
+        if is_unclear(unit) or (not names and len({sample.label for sample in unit}) > 1):
+            unclear.update(paths)
+    return groups, unclear
 
 
 def _index(folder: ImageFolder, members: Sequence[_Member], shards: Sequence[ShardFile]) -> ShardIndex:
@@ -104,6 +120,13 @@ def _parts(folder: ImageFolder, progress: Progress) -> dict[Path, Part | None]:
     if not any(sample.part for sample in folder.samples):
         return dict.fromkeys((sample.path for sample in folder.samples), None)
     splits = split(folder, progress=progress)
+    if splits.leaked:
+        _log.warning(
+            "%d of %d test images are copies of training images, such as %s",
+            len(splits.leaked),
+            len(splits.test),
+            printable(splits.leaked[0]),
+        )
     names: tuple[Part, ...] = ("train", "val", "test")
     return {sample.path: name for name in names for sample in splits.part(name)}
 
