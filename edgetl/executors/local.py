@@ -31,14 +31,14 @@ class Local:
     """
 
     def __init__(self, processes: int, *, retries: int = RETRIES) -> None:
-        self._processes, self._retries = processes, retries
+        self.processes, self._retries = processes, retries
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], /, *, failed: Callable[[Item, EngineError], Result] | None = None
     ) -> Iterator[Result]:
         """Yield the results in the order of the items. Arguments and errors as in ``Executor.map``."""
         children = _Children()
-        pool = ThreadPoolExecutor(self._processes)
+        pool = ThreadPoolExecutor(self.processes)
         try:
             futures = [pool.submit(self._result, children, function, item, failed) for item in items]
             waiting: set[Future[Any]] = set(futures)

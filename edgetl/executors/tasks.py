@@ -27,11 +27,15 @@ class TaskConfig(StrictModel):
         metavar="local|ray[:ADDRESS]",
     )
     processes: int | None = option_field(
-        None, "Candidates at the same time on this host, each in its own process. Default: all in this process.", panel=_PANEL, ge=1
+        None,
+        "Candidates at the same time on this host, each in its own process, at most one for each core. Default: all in this process.",
+        panel=_PANEL,
+        ge=1,
     )
     cpus_per_task: int | None = option_field(
         None,
-        "CPUs and threads of each candidate. Default: 1 on a Ray cluster; with --processes, an equal part of the cores.",
+        "CPUs and threads of each candidate, at most the cores of a host. Default: 1 on a Ray cluster; with --processes, an equal part of "
+        "the cores.",
         panel=_PANEL,
         ge=1,
     )

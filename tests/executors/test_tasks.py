@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import pickle
 import sys
 import time
@@ -105,8 +106,8 @@ def test_candidates_run_in_this_process_unless_an_executor_is_given(monkeypatch:
     assert tasks_of(TaskConfig()) is None
     local = tasks_of(TaskConfig(processes=2))
     assert local is not None and isinstance(local.executor, Local) and local.threads == max(1, available_cores() // 2)
-    given = tasks_of(TaskConfig(processes=1, cpus_per_task=3))
-    assert given is not None and given.threads == 3
+    given = tasks_of(TaskConfig(processes=1, cpus_per_task=available_cores()))
+    assert given is not None and given.threads == available_cores()
     monkeypatch.setattr(on_ray, "find_spec", lambda _: True)
     cluster = tasks_of(TaskConfig(on="ray:10.0.0.1:6379"))
     assert cluster is not None and isinstance(cluster.executor, Ray) and cluster.threads == 1
@@ -114,6 +115,21 @@ def test_candidates_run_in_this_process_unless_an_executor_is_given(monkeypatch:
         tasks_of(TaskConfig(cpus_per_task=2))
     with pytest.raises(ConfigError, match=r"--on ray uses the CPUs of the cluster\. Remove it"):
         tasks_of(TaskConfig(on="ray", processes=2))
+
+
+def test_the_cores_of_this_host_limit_processes_and_their_threads(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in ("choice", "tasks"):
+        monkeypatch.setattr(f"edgetl.executors.{module}.available_cores", lambda: 4)
+    with pytest.raises(ConfigError, match=r"--cpus-per-task 5: this host has 4 cores\. Lower the number"):
+        tasks_of(TaskConfig(processes=1, cpus_per_task=5))
+    with caplog.at_level(logging.WARNING, "edgetl"):
+        for processes, cpus, most in ((4, None, 4), (2, 2, 2), (64, None, 4), (3, 2, 2), (4, 3, 1)):
+            found = tasks_of(TaskConfig(processes=processes, cpus_per_task=cpus))
+            assert found is not None and isinstance(found.executor, Local) and found.executor.processes == most
+    assert [record.getMessage().partition(": ")[0] for record in caplog.records] == ["--processes 64", "--processes 3", "--processes 4"]
+    assert caplog.messages[1].endswith("with 4 cores and tasks of 2 CPUs, this host runs 2 at the same time")
 
 
 @pytest.mark.usefixtures("one_thread")

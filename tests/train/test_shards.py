@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -36,7 +37,9 @@ from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.inputs.samplers import BatchOptions
 from edgetl.train.inputs.shards.batches import ShardBatches
 from edgetl.train.inputs.shards.features import stream_features
-from edgetl.train.inputs.shards.order import make_order
+from edgetl.train.inputs.shards.order import MOST_LANES, make_order
+from edgetl.train.workflows.estimate import estimate
+from edgetl.train.workflows.preview import draw_preview
 from edgetl.train.workflows.train import train
 from tests.command import edgetl
 from tests.conftest import write_colors
@@ -64,17 +67,20 @@ def _stop(stage: str, at: int) -> Any:
     return progress
 
 
-def _batches(shards: Path, steps: range, *, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(
+    shards: Path, steps: range, *, size: int = 4, workers: int = 0, shard: tuple[int, int] = (0, 1)
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     found = scan_shards(shards, SplitRule(seed=0, val=0.25, test=0.25))[1]
-    return list(ShardBatches(found, BatchOptions(4, workers=workers, shard=shard), steps, SPEC, None))
+    return list(ShardBatches(found, BatchOptions(size, workers=workers, shard=shard), steps, SPEC, None))
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4])
 def test_each_epoch_fills_all_steps_from_shards_with_training_images(lanes: int) -> None:
     order = replace(make_order((5, 0, 7, 4, 8), 4, seed=3, processes=1), lanes=lanes)
     steps = range(order.epoch_steps)
     used = {lane: list(order.passes(lane, steps)) for lane in range(lanes)}
-    assert {sum(count for _, count in passes) for passes in used.values()} == {len(steps) * order.per_step}
+    for lane, passes in used.items():
+        assert sum(count for _, count in passes) == sum(order.images(lane, step) for step in steps)
     assert 1 not in {found.shard for passes in used.values() for found, _ in passes}
     if lanes == 1:
         counts = dict.fromkeys(range(5), 0)
@@ -83,27 +89,60 @@ def test_each_epoch_fills_all_steps_from_shards_with_training_images(lanes: int)
         assert sum(counts.values()) == 24 and all(counts[shard] <= total for shard, total in enumerate((5, 0, 7, 4, 8)))
 
 
-def test_the_order_continues_at_any_step() -> None:
-    order = make_order((5, 3, 7, 4, 8), 4, seed=3, processes=2)
+@pytest.mark.parametrize("shards", [1, 5, 20, 32, 100])
+def test_each_batch_mixes_more_than_half_of_the_possible_shards_in_nearly_equal_parts(shards: int) -> None:
+    for batch_size in range(1, 257):
+        order = make_order((30,) * shards, batch_size, seed=0, processes=1)
+        most = min(MOST_LANES, shards, batch_size)
+        assert most / 2 < order.lanes <= most
+        steps = range(2 * order.epoch_steps)
+        for step in (*steps[:3], *steps[-3:]):
+            parts = [order.images(lane, step) for lane in range(order.lanes)]
+            assert sum(parts) == batch_size and max(parts) - min(parts) <= 1 <= min(parts)
+        whole = [sum(order.images(lane, step) for step in steps) for lane in range(order.lanes)]
+        assert max(whole) - min(whole) <= 2  # once per epoch
+
+
+def test_processes_that_divide_a_divisor_of_the_batch_size_have_equal_parts() -> None:
+    for batch_size, processes in ((32, 8), (33, 11), (45, 3), (74, 2), (96, 32)):
+        order = make_order((30,) * 40, batch_size, seed=0, processes=processes)
+        for step in range(5):
+            parts = [sum(order.images(lane, step) for lane in range(rank, order.lanes, processes)) for rank in range(processes)]
+            assert parts == [batch_size // processes] * processes
+
+
+@pytest.mark.parametrize("batch_size", [4, 7])
+def test_the_order_continues_at_any_step(batch_size: int) -> None:
+    order = make_order((5, 3, 7, 4, 8), batch_size, seed=3, processes=1)
     for lane in range(order.lanes):
         whole = [(found.seed, found.skip + place) for found, count in order.passes(lane, range(20)) for place in range(count)]
-        rest = [(found.seed, found.skip + place) for found, count in order.passes(lane, range(7, 20)) for place in range(count)]
-        assert whole[7 * order.per_step :] == rest
+        for start in range(20):
+            rest = [(found.seed, found.skip + place) for found, count in order.passes(lane, range(start, 20)) for place in range(count)]
+            assert whole[sum(order.images(lane, step) for step in range(start)) :] == rest
 
 
 def test_lanes_that_cannot_be_divided_among_processes_are_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"4 shards with training images and a batch size of 8 form 4 lanes.*3 processes"):
+    with pytest.raises(
+        ConfigError, match=r"4 shards with training images and a batch size of 8 form 4 lanes.*3 processes.*--batch-size 9\."
+    ):
         make_order((1, 1, 1, 1), 8, seed=0, processes=3)
+    make_order((1, 1, 1, 1), 9, seed=0, processes=3)
+    with pytest.raises(ConfigError, match="at least as many shards as processes"):
+        make_order((1, 1), 8, seed=0, processes=4)
 
 
-def test_batches_do_not_depend_on_the_start_the_loaders_and_the_processes(shards: Path) -> None:
-    whole = _batches(shards, range(6))
-    assert [len(labels) for _, labels in whole] == [4] * 6
+@pytest.mark.parametrize("size", [4, 5])
+def test_batches_do_not_depend_on_the_start_and_the_loaders(shards: Path, size: int) -> None:
+    whole = _batches(shards, range(6), size=size)
+    assert [len(labels) for _, labels in whole] == [size] * 6
     for images, labels in islice(whole, 1):
-        assert images.shape == (4, 3, 32, 32) and labels.dtype == torch.int64
-    for (left, known), (right, found) in zip(whole[3:], _batches(shards, range(3, 6), workers=2), strict=True):
+        assert images.shape == (size, 3, 32, 32) and labels.dtype == torch.int64
+    for (left, known), (right, found) in zip(whole[3:], _batches(shards, range(3, 6), size=size, workers=2), strict=True):
         assert torch.equal(left, right) and torch.equal(known, found)
-    parts = [_batches(shards, range(2), shard=(rank, 2)) for rank in (0, 1)]
+
+
+def test_batches_do_not_depend_on_the_processes(shards: Path) -> None:
+    whole, parts = _batches(shards, range(2)), [_batches(shards, range(2), shard=(rank, 2)) for rank in (0, 1)]
     for step in range(2):
         both = torch.cat([parts[0][step][0], parts[1][step][0]])
         assert sorted(row.sum().item() for row in both) == sorted(row.sum().item() for row in whole[step][0])
@@ -149,6 +188,29 @@ def test_a_sharded_probe_continues_and_has_the_record_of_its_shards(shards: Path
     assert len(run.samples("val")) == splits.shards.listed["val"] and not [item for item in splits.entries if Path(item.path).is_absolute()]
 
 
+@pytest.mark.parametrize("changed", ["backbone", "preprocessing", "weights"])
+def test_features_of_another_network_are_computed_again_with_a_message(
+    shards: Path, tmp_path: Path, changed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    others: dict[str, dict[str, Any]] = {
+        "backbone": {"backbone": "test_byobnet"},
+        "preprocessing": {"mean": (0.5, 0.4, 0.3)},
+        "weights": {"seed": 1, "val": 0.2},
+    }
+    out, config = tmp_path / "run", _config(strategy="probe").with_options(**others[changed])
+    with pytest.raises(KeyboardInterrupt):
+        train(shards, _config(strategy="probe"), out, progress=_interrupt("computing features", 10))
+    with pytest.raises(ConfigError, match="has the state of a different training"):
+        train(shards, config, out, resume=True)
+    for state in out.with_name("run.checkpoints").glob("step-*"):
+        state.unlink()  # the features are not enough to find the difference
+    with caplog.at_level(logging.WARNING, "edgetl"):
+        train(shards, config, out)
+    assert "features-0 has features of another backbone, other weights or another preprocessing" in caplog.text
+    train(shards, config, tmp_path / "whole")
+    assert (out / "weights.safetensors").read_bytes() == (tmp_path / "whole/weights.safetensors").read_bytes()
+
+
 def _interrupt(stage: str, at: int) -> Any:
     def progress(found: str, done: int, total: int) -> None:
         if found == stage and done >= at:
@@ -192,10 +254,10 @@ def test_features_of_a_shard_without_readable_images_and_of_a_process_without_sh
     found = scan_shards(tmp_path / "{b,a}.tar", SplitRule(seed=0, val=0.0, test=0.0))[1]
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     extract = FrozenFeatures(network.eval(), SPEC, device="cpu", batch_size=4, images=13)
-    table = stream_features(found, [0, 1], extract, tmp_path / "features", silent)
+    table = stream_features(found, [0, 1], extract, tmp_path / "features", network="", progress=silent)
     assert table.unreadable == ("13",) and table.rows == 13
     assert [features.shape for features, _ in table.chunks()] == [(12, 3)]
-    empty = stream_features(found, [], extract, tmp_path / "no shards", silent)
+    empty = stream_features(found, [], extract, tmp_path / "no shards", network="", progress=silent)
     assert not list(empty.chunks()) and empty.folder.is_dir()
 
 
@@ -213,8 +275,24 @@ def _png(seed: int) -> bytes:
 
 def test_options_that_need_all_images_are_refused_together(shards: Path, tmp_path: Path) -> None:
     config = _config(strategy="compare", balance="sampler", exclude=("*.png",))
-    with pytest.raises(ConfigError, match=r"--strategy compare, --balance sampler, --exclude: not supported with shards"):
+    with pytest.raises(ConfigError, match=r"--strategy compare, --balance sampler, --exclude: not supported with shards") as refused:
         train(shards, config, tmp_path / "run")
+    assert "edgetl pack" not in str(refused.value)
+    config = _config(near_duplicates="ignore", allow_leakage=True, cache_views=2)
+    with pytest.raises(
+        ConfigError, match=r"--near-duplicates, --allow-leakage, --cache-views: not supported with shards.*`edgetl pack` does"
+    ):
+        train(shards, config, tmp_path / "run")
+
+
+def test_the_augmentation_preview_reads_shards(shards: Path, tmp_path: Path) -> None:
+    draw_preview(shards, _config(), tmp_path / "preview.png")
+    assert (tmp_path / "preview.png").stat().st_size > 1000
+
+
+def test_commands_that_need_a_folder_name_the_one_that_reads_shards(shards: Path) -> None:
+    with pytest.raises(DataError, match=r"are shards, which only edgetl train reads\. Give the folder of their images"):
+        estimate(shards, _config())
 
 
 def test_a_missing_library_is_reported_before_the_scan(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

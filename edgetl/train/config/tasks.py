@@ -50,8 +50,10 @@ def scan_images(data: Path, config: DataConfig, *, limits: bool = True, progress
 
     Raises:
         ConfigError, DataError: As for ``edgetl.data.folder.scan``, ``edgetl.data.table.scan.scan_table`` and
-            ``edgetl.data.groups.group_by_path``.
+            ``edgetl.data.groups.group_by_path``. Also if ``data`` are shards.
     """
+    if is_shards(data):
+        raise DataError(f"{printable(data)} are shards, which only edgetl train reads. Give the folder of their images.")
     selection = Selection(config.include, config.exclude)
     if config.task == "anomaly":
         return scan_anomalies(data, find_normal, selection=selection, progress=progress)

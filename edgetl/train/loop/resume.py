@@ -22,7 +22,8 @@ STATE_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.safetensors")
 FACTS = "facts"
 JOB = "job"
 
-PLAN = "plan: "
+# Inputs that depend on options: all names that start with PLAN, and the preprocessing.
+PLAN, PREPROCESSING = "plan: ", "preprocessing"
 # FREE: options that do not change the weights. HASHED: options whose files are compared by their hashes.
 FREE = frozenset({"workers", "checkpoint_s", "license_policy", "license", "loggers", "device", "compile", "cache_gb", "keep"})
 HASHED = frozenset({"backbone", "weights", "weights_dir", "labels"})
@@ -135,8 +136,8 @@ def differences(before: Job, now: Job) -> list[str]:
     return options + [
         f"{name} {before.resolved.get(name)}, now {now.resolved.get(name)}"
         for name in sorted(before.resolved.keys() | now.resolved.keys())
-        # A different plan is reported only if no option differs.
-        if before.resolved.get(name) != now.resolved.get(name) and not (options and name.startswith(PLAN))
+        # A different plan or preprocessing is reported only if no option differs.
+        if before.resolved.get(name) != now.resolved.get(name) and not (options and name.startswith((PLAN, PREPROCESSING)))
     ]
 
 

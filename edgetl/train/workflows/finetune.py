@@ -50,7 +50,7 @@ from edgetl.train.heads.modules import HeadSpec, head_of
 from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.checkpoints import Checkpoints
 from edgetl.train.loop.processes import Execution, launch, rank, results_folder
-from edgetl.train.loop.resume import PLAN, Job, resume_command
+from edgetl.train.loop.resume import PLAN, PREPROCESSING, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
 from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
@@ -68,7 +68,7 @@ LARGER_BACKBONE = (
     "with --backbone."
 )
 # Version of the saved states. Increase it when their meaning changes.
-STATE_FORMAT = "3"
+STATE_FORMAT = "4"
 
 
 def fine_tune(
@@ -224,6 +224,7 @@ def _open_checkpoints(out: Path, training: Training, options: dict[str, Any], *,
             "images": f"{len(splits.folder.samples)} ({hashlib.sha256(images.encode()).hexdigest()[:12]})",
             "backbone": f"{backbone.architecture} {json.dumps(backbone.model_args)}",
             "starting weights": (backbone.weights_sha256 or "random")[:12],
+            PREPROCESSING: backbone.spec.model_dump_json(),
             **{f"{PLAN}{name}": str(value) for name, value in training.plan.model_dump(mode="json").items()},
         },
     )

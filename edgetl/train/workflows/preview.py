@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from edgetl.core.output.folders import check_chart, write_chart
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import stratified
+from edgetl.data.shards.names import is_shards
 from edgetl.train.artifacts.plots import plain_text
 from edgetl.train.config.anomaly.options import refuse_anomaly
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import training_inputs
 from edgetl.train.config.resolve import check_conflicts, resolve
-from edgetl.train.config.tasks import pool_few_images, scan_images, split_images
+from edgetl.train.config.tasks import pool_few_images, scan_images, scan_splits, split_images
 from edgetl.train.inputs.augmentation import make_augmentation, mirrors_well
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.workflows.finetune import prepare
@@ -27,7 +28,7 @@ def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progr
     """Draw an augmentation preview: one row per image, first as evaluated, then with random augmentation.
 
     Args:
-        data: image folder. A few training images of all classes are drawn.
+        data: image folder, or shards. A few training images of all classes are drawn.
         config: training options.
         path: chart to write. Its suffix selects the format, such as ``.png``.
         progress: called during the scan.
@@ -41,8 +42,10 @@ def draw_preview(data: Path, config: TrainConfig, path: Path, *, progress: Progr
     check_chart(path, "--preview", inputs=training_inputs(data, config))
     refuse_anomaly(config.data.task, "it has no augmentation to preview")
     check_conflicts(config)
-    folder = scan_images(data, config.data, progress=progress)
-    splits = pool_few_images(split_images(folder, config, progress=progress), config)
+    if is_shards(data):
+        splits = scan_splits(data, config, progress=progress)
+    else:
+        splits = pool_few_images(split_images(scan_images(data, config.data, progress=progress), config, progress=progress), config)
     backbone, plan = prepare(splits, resolve(config, splits))
     flip = mirrors_well(splits.folder.labels) if config.data.flip is None else config.data.flip
     samples = stratified(splits.train, ROWS)

@@ -36,6 +36,10 @@ _INPUTS = (
 )
 
 
+# Largest number of shards: each is a process and three files.
+MOST_SHARDS = 100_000
+
+
 class PredictConfig(StrictModel):
     """Options of ``edgetl predict``."""
 
@@ -76,7 +80,13 @@ class ManyConfig(StrictModel):
     shard: str | None = option_field(
         None, "Shard to predict, such as 0/64: I from 0 to N - 1. Start one command for each I.", panel=MANY_IMAGES, metavar="I/N"
     )
-    processes: int | None = option_field(None, "Predict all shards on this host, with this number of processes.", panel=MANY_IMAGES, ge=1)
+    processes: int | None = option_field(
+        None,
+        "Predict all shards on this host, with this number of processes. At most one for each core runs at the same time.",
+        panel=MANY_IMAGES,
+        ge=1,
+        le=MOST_SHARDS,
+    )
     on: str = option_field(
         LOCAL,
         "Executor of all shards. ray: on this host. ray:HOST:PORT: on a Ray cluster whose hosts have the same file system; needs the extra "
@@ -89,6 +99,7 @@ class ManyConfig(StrictModel):
         "Number of shards of --processes or --on ray. Default: --processes. For a cluster, four times its number of CPUs is typical.",
         panel=MANY_IMAGES,
         ge=1,
+        le=MOST_SHARDS,
     )
 
 
@@ -115,9 +126,9 @@ def predict_command(
         if unused := sorted({"heat_maps", "top"} & config.model_fields_set):
             raise ConfigError(f"--{unused[0].replace('_', '-')} cannot be combined with --out. Remove one of them.")
         shard, processes = _division(many)
-        local = processes if many.on == LOCAL else None
-        executor = executor_on(many.on, local) if shard.count > 1 and many.shard is None else None
         with working(json_output=json_output, verbose=verbose) as progress:
+            local = processes if many.on == LOCAL else None
+            executor = executor_on(many.on, local) if shard.count > 1 and many.shard is None else None
             threads = config.threads or (1 if many.on != LOCAL else max(1, available_cores() // processes))
             model = ScoringModel(bundle=bundle, variant=config.variant, tuning=config.tuning, trial=config.trial)
             task = PartTask(model, tuple(map(str, images)), many.out, shard, build(ScoringConfig, **table), threads)

@@ -9,6 +9,8 @@ from edgetl.errors import ConfigError, MissingExtraError
 from edgetl.train.config.options import TrainConfig
 
 LIBRARY, EXTRA = "webdataset", "shards"
+# Options about copies of images. A search for copies compares all images with each other.
+_OF_COPIES = ("near_duplicates", "allow_leakage")
 
 
 def check_sharded(config: TrainConfig) -> None:
@@ -19,9 +21,13 @@ def check_sharded(config: TrainConfig) -> None:
         MissingExtraError: webdataset is not installed.
     """
     if found := [*_unsupported(config)]:
+        copies = (
+            " A training from shards does not search for copies of images. `edgetl pack` does: it gives the copies of an image one group, "
+            "and a group stays in one split."
+        )
         raise ConfigError(
             f"{', '.join(found)}: not supported with shards, which are read as a stream. Remove {'it' if len(found) == 1 else 'them'}, or "
-            f"train on a folder of images."
+            f"train on a folder of images.{copies if config.given().keys() & set(_OF_COPIES) else ''}"
         )
     if find_spec(LIBRARY) is None:
         raise MissingExtraError(LIBRARY, EXTRA, alternative="A training on a folder of images does not need it.")
@@ -41,6 +47,7 @@ def _unsupported(config: TrainConfig) -> Iterator[str]:
         yield f"--balance {data.balance}"
     if config.continual.replay:
         yield "--replay"
-    for name in ("columns", "group", "groups", "balance_by", "include", "exclude"):
+    # The activation cache stores activations of all images, for --strategy partial on a folder.
+    for name in ("columns", "group", "groups", "balance_by", "include", "exclude", *_OF_COPIES, "cache_views", "cache_gb"):
         if given.get(name):
             yield f"--{name.replace('_', '-')}"

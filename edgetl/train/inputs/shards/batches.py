@@ -36,7 +36,7 @@ class _Part:
     Attributes:
         images: ``float32 [n, 3, H, W]``.
         labels: ``int64 [n]``.
-        places: place of each image in the batch.
+        places: number of each image, which increases in the order of the batch.
         unreadable: keys of the images that cannot be decoded. They are not in the batch.
         error: message of the error that ended the loader.
     """
@@ -64,8 +64,8 @@ class _Lanes(IterableDataset[_Part]):
         own = self.lanes if worker is None else self.lanes[worker.id :: worker.num_workers]
         streams = {lane: self._images(lane) for lane in own}
         try:
-            for _ in self.steps:
-                yield self._part(streams)
+            for step in self.steps:
+                yield self._part(streams, step)
         except EdgetlError as error:  # a loader process cannot raise it with its own message
             yield _Part(torch.empty(0), torch.empty(0), (), error=str(error))
 
@@ -75,10 +75,10 @@ class _Lanes(IterableDataset[_Part]):
             for image in islice(images, found.skip, found.skip + used):
                 yield image, image_seed(found.seed, image.key)
 
-    def _part(self, streams: dict[int, Iterator[tuple[StreamedImage, int]]]) -> _Part:
+    def _part(self, streams: dict[int, Iterator[tuple[StreamedImage, int]]], step: int) -> _Part:
         rows, labels, places, unreadable = [], [], [], []
         for lane, stream in streams.items():
-            for number, (image, seed) in enumerate(islice(stream, self.order.per_step)):
+            for number, (image, seed) in enumerate(islice(stream, self.order.images(lane, step))):
                 try:
                     decoded = load_image(image.data, intensity=self.spec.intensity)
                 except ImageError:
@@ -86,7 +86,7 @@ class _Lanes(IterableDataset[_Part]):
                     continue
                 rows.append(training_view(decoded, self.spec, self.augment, seed))
                 labels.append(image.label)
-                places.append(lane * self.order.per_step + number)
+                places.append(lane * self.order.batch_size + number)  # by lane, then by the order in the lane
         images = torch.stack(rows) if rows else torch.empty(0, 3, *self.spec.input_size)
         return _Part(images, torch.tensor(labels, dtype=torch.int64), tuple(places), tuple(unreadable))
 
@@ -118,7 +118,7 @@ class ShardBatches:
             if errors := [part.error for part in found if part.error]:
                 raise DataError(errors[0])
             self.unreadable.update(dict.fromkeys(key for part in found for key in part.unreadable))
-            read += len(lanes) * order.per_step
+            read += sum(order.images(lane, step) for lane in lanes)
             check_unreadable(self.shards, tuple(self.unreadable), min(read, sum(self.shards.train_counts)))
             places = torch.tensor([place for part in found for place in part.places])
             if not len(places):

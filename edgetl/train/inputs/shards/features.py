@@ -5,6 +5,7 @@ The files are written shard by shard, and each shard is flushed before it counts
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from edgetl.train.inputs.features import FrozenFeatures
 from edgetl.train.inputs.shards.batches import check_unreadable
 from edgetl.train.inputs.shards.stream import StreamedImage, read_training_images
 
+_log = logging.getLogger(__name__)
+
 FEATURES_NAME, LABELS_NAME, VALIDATION_NAME, PROGRESS_NAME = "features.npy", "labels.npy", "validation.npy", "progress.json"
 # Label of an image that cannot be decoded.
 UNREADABLE = -1
@@ -41,6 +44,7 @@ class _Done(StrictModel):
 
     Attributes:
         digest: digest of the shards.
+        network: digest of the network and its preprocessing.
         width: number of features of an image.
         shards: numbers of the shards of this process that are done.
         unreadable: keys of the images that cannot be decoded.
@@ -48,6 +52,7 @@ class _Done(StrictModel):
 
     schema_version: Literal[1] = 1
     digest: str
+    network: str = ""
     width: int
     shards: tuple[int, ...]
     unreadable: tuple[str, ...]
@@ -80,8 +85,12 @@ class FeatureTable:
             yield (features, labels) if known.all() else (features[known], labels[known])
 
 
-def stream_features(shards: ShardSet, numbers: Sequence[int], extract: FrozenFeatures, folder: Path, progress: Progress) -> FeatureTable:
-    """Compute the features of the training images of the shards ``numbers``, or continue a stopped pass.
+def stream_features(
+    shards: ShardSet, numbers: Sequence[int], extract: FrozenFeatures, folder: Path, *, network: str, progress: Progress
+) -> FeatureTable:
+    """Compute the features of the training images of the shards ``numbers``, or continue a stopped pass with the same ``network``.
+
+    ``network`` is the digest of the network and its preprocessing.
 
     Raises:
         DataError: a shard is damaged or changed, or more than 10 % of the images cannot be decoded.
@@ -92,13 +101,13 @@ def stream_features(shards: ShardSet, numbers: Sequence[int], extract: FrozenFea
         folder.mkdir(parents=True, exist_ok=True)  # also for a process without shards: the folder has the validation features, too
     except OSError as error:
         raise storage_error(folder, error) from error
-    done = _read_progress(folder, shards, numbers)
+    done = _read_progress(folder, shards, numbers, network)
     start = sum(shards.train_counts[number] for number in done.shards) if done else 0
     for number in numbers[len(done.shards) if done else 0 :]:
         features, labels, unreadable = _of_shard(shards, number, extract)
         try:
             if done is None:
-                done = _Done(digest=shards.digest, width=features.shape[1], shards=(), unreadable=())
+                done = _Done(digest=shards.digest, network=network, width=features.shape[1], shards=(), unreadable=())
                 _create(folder, rows, done.width)
             _write(folder / FEATURES_NAME, start, features, (rows, done.width))
             _write(folder / LABELS_NAME, start, labels, (rows,))
@@ -133,13 +142,24 @@ def mapped_features(extract: FrozenFeatures, samples: Sequence[Sample], file: Pa
     return mapped
 
 
-def _read_progress(folder: Path, shards: ShardSet, numbers: Sequence[int]) -> _Done | None:
-    """Return the progress of a stopped pass over the same shards, or none."""
+def _read_progress(folder: Path, shards: ShardSet, numbers: Sequence[int], network: str) -> _Done | None:
+    """Return the progress of a stopped pass over the same shards with the same network, or none."""
     path = folder / PROGRESS_NAME
     if not path.is_file():
         return None
     done = read_json(path, _Done, StorageError)
-    return done if done.digest == shards.digest and done.shards == tuple(numbers[: len(done.shards)]) else None
+    others = [
+        name
+        for name, same in (
+            ("another backbone, other weights or another preprocessing", done.network == network),
+            ("other shards or splits", done.digest == shards.digest),
+            ("another number of processes", done.shards == tuple(numbers[: len(done.shards)])),
+        )
+        if not same
+    ]
+    if others:
+        _log.warning("%s has features of %s: all features are computed again", printable(folder), " and ".join(others))
+    return None if others else done
 
 
 def _create(folder: Path, rows: int, width: int) -> None:
@@ -154,6 +174,7 @@ def _create(folder: Path, rows: int, width: int) -> None:
             f"the features of {rows:,} images need {needed / 1e9:.1f} GB in {printable(folder)}, and {free / 1e9:.1f} GB are free. Choose "
             f"an --out on a larger disk, or --strategy full, which stores no features."
         )
+    (folder / PROGRESS_NAME).unlink(missing_ok=True)  # of other features, which are replaced now
     for name, shape in ((FEATURES_NAME, (rows, width)), (LABELS_NAME, (rows,))):
         with (folder / name).open("wb") as file:
             _write_header(file, name, shape)

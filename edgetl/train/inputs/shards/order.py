@@ -1,8 +1,9 @@
 """Order of the images of sharded training: lanes of shards, which do not depend on the number of processes.
 
-A lane is a sequence of shards. Each batch has the same number of images of every lane. A process reads some of the lanes. The batches of
-several processes are therefore those of one process. The order of the shards is drawn for each epoch, and dealt to the lanes. A lane that
-is too short for the epoch starts again, and the rest of a longer one is left out: all processes take the same number of steps.
+A lane is a sequence of shards. The images of an epoch are dealt to the lanes in turn, so the numbers of images of two lanes in a batch
+differ by 1 at most. A process reads some of the lanes. The batches of several processes are therefore those of one process. The order of
+the shards is drawn for each epoch, and dealt to the lanes. A lane that is too short for the epoch starts again, and the rest of a longer
+one is left out: all processes take the same number of steps.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from edgetl.errors import ConfigError
 from edgetl.train.inputs.samplers import draw_seed
 
 MOST_LANES = 32
+# Range of batch sizes in which an error looks for one that the processes can divide.
+_SEARCHED = 256
 
 
 class ShardPass(NamedTuple):
@@ -42,7 +45,7 @@ class LaneOrder:
     Attributes:
         counts: number of training images of each shard.
         batch_size: images per step, over all processes.
-        lanes: number of lanes, a divisor of ``batch_size``.
+        lanes: number of lanes, at most ``batch_size``.
         seed: random seed.
     """
 
@@ -52,14 +55,14 @@ class LaneOrder:
     seed: int
 
     @property
-    def per_step(self) -> int:
-        """Number of images of each lane in a batch."""
-        return self.batch_size // self.lanes
-
-    @property
     def epoch_steps(self) -> int:
         """Number of steps of an epoch. The last, smaller batch is left out."""
         return max(1, sum(self.counts) // self.batch_size)
+
+    def images(self, lane: int, step: int) -> int:
+        """Return the number of images of a lane in a batch."""
+        place = step % self.epoch_steps
+        return self._dealt(lane, place + 1) - self._dealt(lane, place)
 
     def passes(self, lane: int, steps: range) -> Iterator[tuple[ShardPass, int]]:
         """Yield the shards to read for ``steps``, and the number of images to use of each."""
@@ -67,8 +70,12 @@ class LaneOrder:
         while step < steps.stop:
             epoch, first = divmod(step, self.epoch_steps)
             last = min(self.epoch_steps, first + steps.stop - step)
-            yield from self._of_epoch(lane, epoch, first * self.per_step, last * self.per_step)
+            yield from self._of_epoch(lane, epoch, self._dealt(lane, first), self._dealt(lane, last))
             step += last - first
+
+    def _dealt(self, lane: int, steps: int) -> int:
+        """Return the number of images of a lane in the first ``steps`` of an epoch: image ``i`` belongs to lane ``i`` modulo ``lanes``."""
+        return (steps * self.batch_size - lane + self.lanes - 1) // self.lanes
 
     def _of_epoch(self, lane: int, epoch: int, start: int, stop: int) -> Iterator[tuple[ShardPass, int]]:
         filled = np.flatnonzero(self.counts)
@@ -88,16 +95,34 @@ def make_order(counts: tuple[int, ...], batch_size: int, *, seed: int, processes
     """Make the order of a training. The number of lanes depends on the shards and the batch size only.
 
     Raises:
-        ConfigError: the lanes cannot be divided among ``processes``.
+        ConfigError: the lanes or the batch size cannot be divided among ``processes``.
     """
     filled = sum(count > 0 for count in counts)
-    lanes = max(number for number in range(1, min(MOST_LANES, filled, batch_size) + 1) if batch_size % number == 0)
-    if lanes % processes:
+    lanes = count_lanes(filled, batch_size)
+    if not _divides(processes, filled, batch_size):
+        sizes = sorted(range(1, batch_size + _SEARCHED), key=lambda size: (abs(size - batch_size), size))
+        near = next((size for size in sizes if _divides(processes, filled, size)), None)
+        remedy = f"Use --batch-size {near}." if near else f"Use at least as many shards as processes, and at most {MOST_LANES} processes."
         raise ConfigError(
-            f"{filled} shards with training images and a batch size of {batch_size} form {lanes} lanes, which cannot be divided among "
-            f"{processes} processes. Use a --batch-size that {processes} divides, and at least as many shards as processes."
+            f"{filled} shards with training images and a batch size of {batch_size} form {lanes} lanes, and lanes and batch size cannot be "
+            f"divided among {processes} processes. {remedy}"
         )
     return LaneOrder(counts, batch_size, lanes, seed)
+
+
+def count_lanes(shards: int, batch_size: int) -> int:
+    """Return the number of lanes, which is the number of shards that a batch mixes.
+
+    It is a multiple of the largest divisor of the batch size, because several processes need equal parts of the lanes and of the batch. It
+    is more than half of the most that is possible: the smallest of ``MOST_LANES``, the number of shards, and the batch size.
+    """
+    most = min(MOST_LANES, shards, batch_size)
+    divisor = max(number for number in range(1, most + 1) if batch_size % number == 0)
+    return most - most % divisor
+
+
+def _divides(processes: int, shards: int, batch_size: int) -> bool:
+    return count_lanes(shards, batch_size) % processes == 0 and batch_size % processes == 0
 
 
 def image_seed(seed: str, key: str) -> int:

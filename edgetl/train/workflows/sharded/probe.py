@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -12,12 +14,13 @@ from edgetl.data.loading import labels_of
 from edgetl.train.heads.fit import set_linear_head
 from edgetl.train.heads.modules import LabeledFeatures
 from edgetl.train.heads.streamed.logistic import fit_streamed
-from edgetl.train.inputs.features import features_of
+from edgetl.train.inputs.features import FrozenFeatures, features_of
 from edgetl.train.inputs.shards.batches import warn_unreadable
 from edgetl.train.inputs.shards.features import VALIDATION_NAME, mapped_features, stream_features
 from edgetl.train.loop.checkpoints import SavedState
 from edgetl.train.loop.losses import balanced_weights
 from edgetl.train.loop.processes import gather, launch, rank, world_size
+from edgetl.train.networks.backbone import Backbone
 from edgetl.train.workflows.optimization import FitResult, Training
 
 
@@ -39,7 +42,7 @@ def fit_sharded_probe(training: Training) -> FitResult:
     if rank() == 0 and checkpoints.newest() is None:
         checkpoints.save(SavedState())  # has the options, for --resume
     own = [number for number, count in enumerate(shards.train_counts) if count][rank() :: world_size()]
-    table = stream_features(shards, own, extract, folder, execution.progress)
+    table = stream_features(shards, own, extract, folder, network=_digest(training.backbone, extract), progress=execution.progress)
     unreadable = gather(table.unreadable)
     warn_unreadable(unreadable)
     val = LabeledFeatures(mapped_features(extract, splits.val, folder / VALIDATION_NAME, execution.progress), labels_of(splits.val))
@@ -49,6 +52,16 @@ def fit_sharded_probe(training: Training) -> FitResult:
     head, accuracy = fit_streamed(table.chunks, val, weights, summed=_sum_over_processes(execution.device), progress=execution.progress)
     set_linear_head(training.backbone.head, head)
     return FitResult(head.penalty, [], accuracy, unreadable=tuple(unreadable))
+
+
+def _digest(backbone: Backbone, extract: FrozenFeatures) -> str:
+    """Return the SHA-256 (hex) of the inputs of the features: architecture, weights and preprocessing."""
+    facts = f"{backbone.architecture} {json.dumps(backbone.model_args)} {backbone.spec.model_dump_json()}"
+    digest = hashlib.sha256(facts.encode())
+    for name, value in extract.network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _sum_over_processes(device: str) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
