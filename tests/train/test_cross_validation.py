@@ -28,11 +28,11 @@ from tests.built import built
 from tests.conftest import write_colors
 
 
-def write_few_digits(root: Path, digits: Path) -> None:
-    """Copy 9 images of each digit."""
-    for folder in sorted(digits.iterdir()):
+def write_few_digits(root: Path, digits: Path, *, classes: int = 10, each: int = 9) -> None:
+    """Copy some images of each digit."""
+    for folder in sorted(digits.iterdir())[:classes]:
         (root / folder.name).mkdir(parents=True)
-        for file in sorted(folder.iterdir())[:9]:
+        for file in sorted(folder.iterdir())[:each]:
             shutil.copy(file, root / folder.name)
 
 
@@ -88,7 +88,17 @@ def test_export_of_a_cross_validated_run_states_the_out_of_fold_accuracy(few_run
 
 @pytest.mark.parametrize(
     ("options", "pooled"),
-    [({}, True), ({"val": 0.15}, False), ({"strategy": "compare"}, False), ({"strategy": "full"}, False), ({"head": "knn"}, False)],
+    [
+        ({}, True),
+        ({"strategy": "partial"}, True),
+        ({"strategy": "partial", "patience": 3}, False),
+        ({"strategy": "partial", "wise_ft": True}, False),
+        ({"strategy": "partial", "replay": "run"}, False),
+        ({"val": 0.15}, False),
+        ({"strategy": "compare"}, False),
+        ({"strategy": "full"}, False),
+        ({"head": "knn"}, False),
+    ],
 )
 def test_options_select_cross_validation_or_a_validation_split(colors: Path, options: dict[str, object], pooled: bool) -> None:
     config = TrainConfig.from_options(**options)
@@ -97,6 +107,21 @@ def test_options_select_cross_validation_or_a_validation_split(colors: Path, opt
     assert found.cross_validated is pooled
     assert {sample.path for sample in (*found.train, *found.val)} == {sample.path for sample in (*splits.train, *splits.val)}
     assert bool(found.val) is not pooled
+
+
+def test_fine_tuning_with_few_images_trains_on_all_and_predicts_each_in_its_fold(digits: Path, tmp_path: Path) -> None:
+    write_few_digits(tmp_path / "digits", digits, classes=2, each=30)
+    config = TrainConfig.from_options(input_size=(64, 64), strategy="partial", epochs=1, crop_pct=1.0, workers=0, augmented_views=1)
+    stages: list[str] = []
+    run = train(tmp_path / "digits", config, tmp_path / "run", progress=lambda stage, done, total: stages.append(stage))
+    record = run.record
+    assert record.plan.strategy == "partial" and record.plan.steps > 0
+    assert record.folds == 5 and record.images["val"] == 0
+    assert {stage.partition(":")[0] for stage in stages if stage.startswith("fold")} == {f"fold {number} of 5" for number in range(1, 6)}
+    outputs, labels = run.out_of_fold_outputs(), [sample.label for sample in run.samples("train")]
+    assert record.validation.accuracy.value == pytest.approx((outputs.argmax(axis=1) == labels).mean())
+    assert record.validation.accuracy.value > 0.8 and record.validation.accuracy.n == len(labels)
+    assert "val_loss" not in run.read("metrics.jsonl").decode()
 
 
 def test_class_with_copies_of_one_image_keeps_the_validation_split(colors: Path) -> None:

@@ -32,7 +32,7 @@ def test_plan_command_prints_a_table_or_json(colors: Path) -> None:
     assert "probe *" in shown.stdout and "next: edgetl train" in shown.stdout
     as_json = json.loads(edgetl("plan", colors, *SMALL, "--json").stdout)
     assert [item["chosen"] for item in as_json["strategies"]] == [True, False, False]
-    assert [item["validation_images"] for item in as_json["strategies"]] == [0, 6, 6], "the probe is cross-validated"
+    assert [item["validation_images"] for item in as_json["strategies"]] == [0, 0, 6], "probe and partial are cross-validated"
     assert "cross-validation" in shown.stdout and "6 images" in shown.stdout
 
 

@@ -39,8 +39,8 @@ def _config(**changes: object) -> TrainConfig:
 @pytest.mark.parametrize("strategy", ["probe", "full", "partial"])
 def test_training_works_with_three_images_per_class(tmp_path: Path, strategy: str) -> None:
     run = train(_write(tmp_path / "images", 4, 3), _config(strategy=strategy), tmp_path / "run")
-    # A probe is cross-validated instead of a validation split.
-    assert run.record.images == ({"train": 8, "val": 0, "test": 4} if strategy == "probe" else {"train": 4, "val": 4, "test": 4})
+    # With the strategy full, there is a validation split instead of a cross-validation.
+    assert run.record.images == ({"train": 4, "val": 4, "test": 4} if strategy == "full" else {"train": 8, "val": 0, "test": 4})
 
 
 def test_training_works_with_300_classes_of_two_images(tmp_path: Path) -> None:

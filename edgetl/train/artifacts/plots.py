@@ -129,11 +129,13 @@ def class_table(evaluation: Evaluation) -> str:
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write loss and accuracy curves of the training and validation images over the steps as a PNG."""
+    """Write loss and accuracy curves of the training images, and of the validation images if there are any, over the steps as a PNG."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     steps = [row["step"] for row in rows]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for part, label in (("train", "training (augmented)"), ("val", "validation")):
+            if f"{part}_{name}" not in rows[-1]:
+                continue
             axes.plot(steps, [row[f"{part}_{name}"] for row in rows], marker=".", label=label)
         axes.set_xlabel("step")
         axes.set_title(name, fontsize=10)

@@ -117,7 +117,7 @@ class DataConfig(StrictModel):
     val: SplitFraction = _data(
         0.15,
         "Fraction of each class for validation, 0..0.5. The number of images is rounded (0.15 of 10: 2). At least 1 image of 2 or more. "
-        "Without --val, a probe with fewer than 300 images is cross-validated instead.",
+        "Without --val, fewer than 300 images are cross-validated instead.",
     )
     test: SplitFraction = _data(
         0.15,

@@ -226,14 +226,6 @@ def choose_strategy(images: int) -> tuple[PlannedStrategy, str]:
     )
 
 
-def describe_few(images: int) -> str:
-    """Describe why a cross-validated training on ``images`` distinct images is a probe."""
-    return (
-        f"{images} training images (fewer than {PROBE_BELOW} without those that a validation split would take): only the head is trained, "
-        f"because fine-tuning the backbone would overfit. Cross-validation replaces the validation split"
-    )
-
-
 def planned_strategy(given: Strategy, images: int, *, pretrained: bool) -> tuple[PlannedStrategy, str]:
     """Return the strategy ``given``, or the result of ``choose_strategy`` for ``auto`` and ``compare``, with the reason."""
     if given != "auto" and given != "compare":

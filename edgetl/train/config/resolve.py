@@ -12,7 +12,7 @@ from edgetl.errors import ConfigError, DataError, MissingExtraError
 from edgetl.train.config.anomaly.options import anomaly_conflicts
 from edgetl.train.config.calibration import calibration_conflicts
 from edgetl.train.config.options import ContinualConfig, DataConfig, HeadConfig, OptimConfig, Strategy, TrainConfig, logger_names
-from edgetl.train.config.plan import TrainingJob, describe_few, planned_strategy, smooths_labels
+from edgetl.train.config.plan import TrainingJob, planned_strategy, smooths_labels
 from edgetl.train.config.recipe import with_recipe
 
 # Largest number of training images for a k-NN head, which stores their features in the model.
@@ -42,8 +42,8 @@ def resolve(config: TrainConfig, splits: Splits) -> TrainingJob:
     config, recipe = with_recipe(config)
     images = splits.counts["train"] if splits.shards else len({sample.content for sample in splits.train})
     strategy, reason = planned_strategy(config.optim.strategy, images, pretrained=config.backbone.pretrained)
-    if splits.cross_validated and config.optim.strategy == "auto":
-        strategy, reason = "probe", describe_few(images)
+    if splits.cross_validated:
+        reason += ". Cross-validation replaces the validation split"
     if splits.folder.task == "anomaly":
         strategy, reason = "probe", "anomaly detection: the distances to normal images are fitted on frozen features"
     _refuse([*conflicts(config, given, splits.folder.task, strategy, images)])

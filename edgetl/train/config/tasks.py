@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,15 +94,16 @@ def scan_splits(data: Path, config: TrainConfig, *, progress: Progress = silent)
 def pool_few_images(splits: Splits, config: TrainConfig) -> Splits:
     """Make the validation images training images if there are too few of both: cross-validation replaces the validation split.
 
-    It replaces the split of a linear probe with fewer than ``CROSS_VALIDATE_BELOW`` images, and at least two distinct images (or groups) of
-    each class. Ready-made validation images, and the split of a given ``--val``, are kept.
+    It replaces the split of a linear probe, and of the strategy ``partial`` for classification, with fewer than ``CROSS_VALIDATE_BELOW``
+    images and at least two distinct images (or groups) of each class. Ready-made validation images, and the split of a given ``--val``,
+    are kept. So is the split of options that need validation images during the training.
     """
     given, config = config.given(), with_recipe(config)[0]
     pooled = sorted((*splits.train, *splits.val), key=lambda sample: sample.path)
     images = len({sample.content for sample in pooled})
-    trained = len({sample.content for sample in splits.train})
-    strategy, _ = planned_strategy(config.optim.strategy, trained, pretrained=config.backbone.pretrained)
-    chosen = config.optim.strategy != "compare" and strategy == "probe" and config.head.kind == "linear"
+    strategy, _ = planned_strategy(config.optim.strategy, images, pretrained=config.backbone.pretrained)
+    tuned = strategy == "partial" and splits.folder.task == "classification" and not _needs_validation(config, given)
+    chosen = config.optim.strategy != "compare" and (strategy == "probe" or tuned) and config.head.kind == "linear"
     kept = "val" in given or any(sample.part == "val" for sample in splits.val)
     if splits.folder.task == "anomaly" or not chosen or kept or not splits.train or images >= CROSS_VALIDATE_BELOW:
         return splits
@@ -110,6 +111,13 @@ def pool_few_images(splits: Splits, config: TrainConfig) -> Splits:
     if splits.folder.task == "classification" and min(Counter(label for label, _ in distinct).values()) < 2:
         return splits
     return replace(splits, train=tuple(pooled), val=(), cross_validated=True)
+
+
+def _needs_validation(config: TrainConfig, given: Mapping[str, Any]) -> bool:
+    """Return True if options of a fine-tuning choose weights on validation images, or train on images of an earlier task."""
+    continual = config.continual
+    earlier = continual.replay or continual.lwf or continual.ewc or continual.forgetting == "progressive"
+    return "patience" in given or bool(continual.wise_ft or earlier)
 
 
 def check_leakage(splits: Splits, config: DataConfig) -> None:

@@ -19,7 +19,7 @@ from edgetl.core.files.platforms import reserve_space
 from edgetl.core.progress import Progress, silent
 from edgetl.data.loading import Target, batches, target_of
 from edgetl.train.config.plan import steps_per_epoch
-from edgetl.train.inputs.dataset import ImageDataset, TrainingBatches, TrainingImages, in_order
+from edgetl.train.inputs.dataset import Batches, ImageDataset, TrainingBatches, TrainingImages, in_order
 from edgetl.train.inputs.features import FeatureFunction, choose_engine
 from edgetl.train.inputs.samplers import BatchOptions, make_sampler
 from edgetl.train.networks.backbone import Backbone
@@ -95,12 +95,15 @@ def cache_activations(
     run = choose_engine(parts.frozen, example, views * len(train) + len(images.val), options.device)
     augmented = ImageDataset(train, spec, augment=augment, seed=options.seed, epochs=views)
     rows = _fill(cache.folder / "train.npy", shape, run, in_order(augmented, options), cache.progress)
-    val_rows = _fill(cache.folder / "val.npy", shape, run, in_order(ImageDataset(images.val, spec), options), cache.progress)
+    val: Batches | None = None
+    if images.val:
+        val_rows = _fill(cache.folder / "val.npy", shape, run, in_order(ImageDataset(images.val, spec), options), cache.progress)
+        val = DataLoader(_Activations(val_rows, [target_of(sample) for sample in images.val], 1), options.batch_size)
     sampler = make_sampler(len(images.train), options, steps, len(images.replay))
     return TrainingBatches(
         replace(backbone, model=parts.trainable),
         DataLoader(_Activations(rows, [target_of(sample) for sample in train], views), batch_sampler=sampler),
-        DataLoader(_Activations(val_rows, [target_of(sample) for sample in images.val], 1), options.batch_size),
+        val,
     )
 
 

@@ -116,11 +116,14 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """Batches of a training, and the network for them: the whole network, or its trainable part for cached activations."""
+    """Batches of a training, and the network for them: the whole network, or its trainable part for cached activations.
+
+    ``val`` is ``None`` without validation images.
+    """
 
     backbone: Backbone
     train: Batches
-    val: Batches
+    val: Batches | None
 
 
 def training_batches(
@@ -141,8 +144,10 @@ def training_batches(
     return _load(dataset, options, batch_sampler=sampler)
 
 
-def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, options: BatchOptions) -> Batches:
+def validation_batches(samples: Sequence[Sample], spec: PreprocessSpec, options: BatchOptions) -> Batches | None:
     """Load batches of ``samples`` in their order, with evaluation preprocessing. They are kept in memory if they are small."""
+    if not samples:
+        return None
     batches = in_order(ImageDataset(samples, spec), options)
     height, width = spec.input_size
     return list(batches) if len(samples) * 3 * height * width * 4 <= MAX_HELD_BYTES else batches

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lightning_fabric import Fabric
@@ -31,6 +31,7 @@ from edgetl.train.networks.stages import Stage, set_trainable
 _log = logging.getLogger(__name__)
 
 CLIP_NORM = 1.0
+LoopData: TypeAlias = tuple[Batches, Batches | None]
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,14 @@ class Session:
 
 @torch.enable_grad()  # the caller may have disabled gradients
 def run_loop(
-    network: nn.Module, objective: Objective, data: tuple[Batches, Batches], settings: LoopSettings, session: Session, start: SavedState
+    network: nn.Module, objective: Objective, data: LoopData, settings: LoopSettings, session: Session, start: SavedState
 ) -> LoopState:
     """Train ``network`` in place until the last step, or until the validation loss has not decreased for ``patience`` validations.
 
     Args:
         network: Network on the device, in channels-last layout.
         objective: Loss terms and proximal terms.
-        data: Training batches, starting at the step of ``start``, and validation batches.
+        data: Training batches, starting at the step of ``start``, and validation batches. Without these, the last weights are the result.
         settings: Stages, plan, seed.
         session: Device, checkpoints, loggers.
         start: Saved state of a stopped training. Without tensors, a new training starts.

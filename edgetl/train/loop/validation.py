@@ -80,30 +80,36 @@ class LoopState:
         assert self.recent_loss is not None and self.first_loss is not None
         return self.step > LOSS_MEMORY and self.recent_loss > DIVERGED * max(chance, self.first_loss)
 
-    def add_validation(self, result: tuple[float, float], network: nn.Module, rates: Mapping[str, float]) -> None:
+    def add_validation(self, result: tuple[float, float] | None, network: nn.Module, rates: Mapping[str, float]) -> None:
         """Record a validation, and copy the weights of ``network`` if they are the best so far.
 
         Args:
-            result: Loss and accuracy.
+            result: Loss and accuracy, or None without validation images. The newest weights are then the best.
             network: Network that was validated.
             rates: Learning rates by name.
         """
-        loss, accuracy = result
         seen = max(1.0, self.seen)
         means = {name: value / seen for name, value in self.sums.items()}
         metrics = {"train_loss": means.pop(TASK), "train_accuracy": self.correct / seen}
         terms = {f"loss/{name}": value for name, value in means.items()}
-        self.rows.append({"step": self.step, **metrics, **terms, "val_loss": loss, "val_accuracy": accuracy, **rates})
+        validation = {"val_loss": result[0], "val_accuracy": result[1]} if result else {}
+        self.rows.append({"step": self.step, **metrics, **terms, **validation, **rates})
         self.correct, self.seen, self.sums = 0.0, 0.0, {}
-        if loss < self.best_loss:
-            self.best_loss, self.waited = loss, 0
+        if result is None or result[0] < self.best_loss:
+            self.best_loss, self.waited = result[0] if result else math.inf, 0
             self.best = copy.deepcopy({key: value.detach().cpu() for key, value in network.state_dict().items()})
         else:
             self.waited += 1
 
 
-def validate(network: nn.Module, batches: Batches, loss: TaskLoss) -> tuple[float, float]:
-    """Compute the mean loss (without label smoothing) and the accuracy. The mode of every module (training or evaluation) is restored."""
+def validate(network: nn.Module, batches: Batches | None, loss: TaskLoss) -> tuple[float, float] | None:
+    """Compute the mean loss (without label smoothing) and the accuracy. The mode of every module (training or evaluation) is restored.
+
+    Returns:
+        Loss and accuracy, or None without validation images (``batches`` is None).
+    """
+    if batches is None:
+        return None
     device = next(network.parameters()).device
     modes = [module.training for module in network.modules()]
     network.eval()
@@ -119,7 +125,7 @@ def validate(network: nn.Module, batches: Batches, loss: TaskLoss) -> tuple[floa
     return total / count, correct / count
 
 
-def interpolate(network: nn.Module, state: LoopState, start: Mapping[str, torch.Tensor], batches: Batches, loss: TaskLoss) -> None:
+def interpolate(network: nn.Module, state: LoopState, start: Mapping[str, torch.Tensor], batches: Batches | None, loss: TaskLoss) -> None:
     """Interpolate between starting and fine-tuned weights (WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903).
 
     The interpolation weight with the lowest validation loss is chosen. The head is not interpolated: it was fitted on the starting
@@ -136,6 +142,6 @@ def interpolate(network: nn.Module, state: LoopState, start: Mapping[str, torch.
     for weight in INTERPOLATION_WEIGHTS:
         mixed = {key: torch.lerp(start[key].cpu(), value, weight) if key in start else value for key, value in tuned.items()}
         network.load_state_dict(mixed)
-        found, _ = validate(network, batches, loss)
-        if found < state.best_loss:
-            state.best_loss, state.interpolation_weight, state.best = found, weight, mixed
+        found = validate(network, batches, loss)
+        if found and found[0] < state.best_loss:
+            state.best_loss, state.interpolation_weight, state.best = found[0], weight, mixed

@@ -18,6 +18,7 @@ from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.plan import Plan
 from edgetl.train.config.resolve import check_conflicts, resolve
 from edgetl.train.config.tasks import pool_few_images, scan_images, split_images
+from edgetl.train.heads.linear import MAX_FOLDS
 from edgetl.train.inputs.dataset import ImageDataset
 from edgetl.train.loop.processes import Execution
 from edgetl.train.networks.partition import split_frozen
@@ -120,6 +121,7 @@ def measure_training(training: Training) -> Estimate:
     counted = len(splits.train) * config.head.augmented_views + len(splits.val) + len(splits.test)
     seconds, memory, trained = counted * (load + forward), 0.0, sum(parameter.numel() for parameter in backbone.head.parameters())
     if plan.steps:
+        trainings = 1 + MAX_FOLDS if splits.cross_validated else 1
         stages = training.trained
         cached = plan.strategy == "partial" and config.run.cache_views and not plan.mixup
         parts = split_frozen(model.cpu(), stages, batch[:2].cpu()) if cached else None
@@ -127,11 +129,11 @@ def measure_training(training: Training) -> Estimate:
         if parts:
             with torch.no_grad():
                 batch = parts.frozen.to(device)(batch)
-            seconds += config.run.cache_views * len(splits.train) * (load + forward)
+            seconds += trainings * config.run.cache_views * len(splits.train) * (load + forward)
         set_trainable(trainable.train(), stages, freeze_batchnorm=plan.freeze_batchnorm)
         trained = sum(parameter.numel() for parameter in trainable.parameters() if parameter.requires_grad)
         step, memory = _step(trainable, batch)
-        seconds += plan.steps * (step + (0.0 if parts else load * size))
+        seconds += trainings * plan.steps * (step + (0.0 if parts else load * size))
     memory_mb = (memory + 4 * NUMBERS_PER_WEIGHT * trained) / 1e6
     return Estimate(
         plan=plan,

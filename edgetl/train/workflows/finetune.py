@@ -56,6 +56,7 @@ from edgetl.train.networks.stages import choose_stages, find_stages
 from edgetl.train.networks.stochastic_depth import drop_path_layers
 from edgetl.train.workflows.balancing import compare_balancing
 from edgetl.train.workflows.few_labels.fit import fit_few_labels
+from edgetl.train.workflows.few_labels.folds import fine_tune_few
 from edgetl.train.workflows.optimization import FitResult, Training, fit_network, prepare_training, set_text_head
 from edgetl.train.workflows.sharded.probe import fit_sharded_probe
 
@@ -120,6 +121,8 @@ def _fit(training: Training) -> tuple[Training, FitResult]:
         return training, fit_sharded_probe(training)
     if not training.splits.cross_validated:
         return training, fit_network(training)
+    if training.plan.strategy == "partial":
+        return training, fine_tune_few(training)
     backbone, fitted = fit_few_labels(training)
     return replace(training, backbone=backbone), fitted
 

@@ -246,7 +246,8 @@ def head_targets(samples: Sequence[Sample], splits: Splits) -> NDArray[Any]:
 def optimize(training: Training, *, head_penalty: float | None = None) -> LoopState:
     """Train the network by gradient descent from a fitted head (LP-FT: Kumar et al. 2022, arXiv:2202.10054).
 
-    The training can be resumed at any step. At the end the network has the weights with the lowest validation loss.
+    The training can be resumed at any step. At the end the network has the weights with the lowest validation loss, or the last ones
+    without validation images.
 
     Args:
         training: inputs of the training.
@@ -309,7 +310,7 @@ def _make_batches(training: Training, steps: range, folder: Path) -> TrainingBat
         batches = ShardBatches(splits.shards, options, steps, training.backbone.spec, augment)
         # The validation images are decoded for each validation, because memory must not grow with their number.
         return TrainingBatches(training.backbone, batches, in_order(ImageDataset(splits.val, training.backbone.spec), options))
-    images = TrainingImages(splits.train, splits.val or splits.train, training.continual.replay)
+    images = TrainingImages(splits.train, splits.val, training.continual.replay)
     # A teacher and mixup need images, not activations.
     cached = config.run.cache_views and not plan.mixup and not training.teacher and plan.strategy == "partial" and trained[0].name != STEM
     cache = CacheOptions(trained, config.run.cache_views, config.run.cache_gb, folder, execution.progress) if cached and steps else None
