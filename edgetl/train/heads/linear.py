@@ -99,7 +99,7 @@ def fit_logistic(train: LabeledFeatures, classes: int, *, seed: int, balanced: b
     cells = labels if train.cells is None else train.cells
     weights = class_weights(cells)[cells] if balanced else np.ones(len(labels), np.float32)
     if many and folds:
-        choice = _hold_out(scaled, labels, folds[0], progress, weights=weights)
+        choice = hold_out_penalty(scaled, labels, folds[0], progress, weights=weights)
     else:
         choice = choose_penalty(scaled, labels, folds, progress, weights=weights)
     fitted = fit_penalized(np.concatenate(scaled), np.tile(labels, len(scaled)), choice.penalty, weights=np.tile(weights, len(scaled)))
@@ -289,8 +289,8 @@ def choose_penalty(
     return PenaltyChoice(PENALTIES[chosen], tuple(float(value) for value in accuracies.mean(axis=1)), outputs[chosen])
 
 
-def _hold_out(
-    scaled: list[NDArray[np.float32]],
+def hold_out_penalty(
+    scaled: list[NDArray[np.floating]],
     labels: NDArray[np.int64],
     part: Fold,
     progress: Progress,
