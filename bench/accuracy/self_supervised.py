@@ -1,9 +1,12 @@
 """Self-supervised continued pretraining on the unlabeled images of a set, beside the unchanged backbone and AdaBN.
 
-``python -m bench.accuracy.self_supervised --methods adabn,vicreg,dino,simsiam``. The training images of a set continue the pretraining of a
-backbone, without their labels. Probes are fitted before and after it on 5, 10 and 20 images of each class (the head of ``edgetl train``
-for few labels) and on all training images, and tested on the other quarter of the images. AdaBN replaces only the BatchNorm statistics by
-those of the unlabeled images. The losses, heads and views are those of lightly, which ``pip install lightly`` adds.
+``python -m bench.accuracy.self_supervised``. The training images of a set continue the pretraining of a backbone, without their labels, by
+``edgetl pretrain --ssl``. Probes are fitted before and after it on 5, 10 and 20 images of each class (the head of ``edgetl train`` for few
+labels) and on all training images, and tested on the other quarter of the images.
+
+``--methods adabn,vicreg,dino,simsiam`` compares other methods. AdaBN replaces only the BatchNorm statistics by those of the unlabeled
+images. The losses, heads and views of the others are those of lightly, which ``pip install lightly`` adds. All options but ``--methods``,
+``--sets``, ``--backbones``, ``--seeds`` and ``--probe-side`` belong to them.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +39,8 @@ from edgetl.core.preprocess import Side
 from edgetl.core.system.host import fingerprint, versions
 from edgetl.data.folder import Sample, scan
 from edgetl.data.loading import labels_of
+from edgetl.pretrain.options import SelfSupervisedConfig
+from edgetl.pretrain.unlabeled.self_supervised import pretrain_self_supervised
 from edgetl.train.adaptation.batchnorm import adapt_batchnorm
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import TrainConfig
@@ -114,7 +121,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy.self_supervised", description=__doc__)
-    parser.add_argument("--methods", default="adabn,vicreg", help="changes of options may follow: vicreg:lr=3e-4:anchor=0")
+    parser.add_argument("--methods", default="edgetl", help="changes of options may follow: vicreg:lr=3e-4:anchor=0")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--backbones", default=",".join(BACKBONES), help="embedded, mobilenetv2, or both with a comma")
     parser.add_argument("--seeds", default="0")
@@ -154,12 +161,26 @@ def measure(name: str, start: str, size: tuple[Side, Side], methods: list[str], 
         begin = time.process_time()
         torch.manual_seed(options.seed)
         key, *changes = method.split(":")
-        if key == "adabn":
+        if key == "edgetl":
+            changed = pretrain_with_edgetl(backbone, unlabeled, options.seed)
+        elif key == "adabn":
             changed = adapt_batchnorm(backbone, unlabeled, Execution("cpu", Path(), seed=options.seed))
         else:
             changed = replace(backbone, model=copy.deepcopy(backbone.model))
             pretrain(changed, METHODS[key], images, unlabeled, changed_options(options, changes))
         yield row(method, changed, time.process_time() - begin)
+
+
+def pretrain_with_edgetl(backbone: Backbone, samples: Sequence[Sample], seed: int) -> Backbone:
+    """Return the result of ``edgetl pretrain --ssl`` on the images of ``samples``, at the input size of ``backbone``."""
+    config = TrainConfig.from_options(backbone=backbone.name, input_size=backbone.spec.input_size, seed=seed, device="cpu")
+    with TemporaryDirectory() as work:
+        (images := Path(work, "images")).mkdir()
+        for index, sample in enumerate(samples):
+            shutil.copy(sample.path, images / f"{index}{sample.path.suffix}")
+        record = pretrain_self_supervised(images, Path(work, "out"), config, SelfSupervisedConfig())
+        print(f"  matched views: {record.matched_before:.3f} before, {record.matched:.3f} after", flush=True)
+        return load_backbone(TrainConfig.from_options(backbone=f"local-dir:{work}/out").backbone, 2)
 
 
 def changed_options(options: Options, changes: list[str]) -> Options:

@@ -53,6 +53,7 @@ COMMANDS = {
         models.rank_command,
         models.models_command,
         models.distill_command,
+        models.pretrain_command,
         runs.calibrate_command,
         runs.prune_command,
     ),
@@ -81,7 +82,7 @@ COMMANDS = {
         gallery.gallery_command,
         run.run_command,
     ),
-    "Other": (demo.demo_command, models.pretrain_command),
+    "Other": (demo.demo_command,),
 }
 
 

@@ -160,8 +160,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Use the result", "edgetl train photos --backbone local-dir:distilled --out run"),
     ),
     "pretrain": (
+        ("Continue the pretraining on unlabeled images", "edgetl pretrain --ssl images --backbone edgetl_small --out pretrained"),
         ("Reproduce the embedded backbone", "edgetl pretrain models/edgetl_small.toml --out pretrained"),
-        ("Use images of a local folder", "edgetl pretrain models/edgetl_small.toml --out pretrained --data images"),
     ),
 }
 

@@ -1,1 +1,1 @@
-"""Pretraining of the embedded backbone: recipe, images, compression and distillation."""
+"""Pretraining: the embedded backbone from its recipe, and continued pretraining on unlabeled images of the user."""

@@ -38,6 +38,7 @@ class Descent:
         seed: seed of random layers.
         lr: name and value of the learning rate in an error message.
         after_step: called with the number of each step, after it.
+        name: name of the stage for the progress.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Descent:
     seed: int
     lr: str
     after_step: Callable[[int], None] | None = None
+    name: str = "pretraining"
 
 
 def descend(descent: Descent, batches: Iterable[Sequence[torch.Tensor]], checkpoint: Checkpoint, device: str, progress: Progress) -> None:
@@ -72,7 +74,7 @@ def descend(descent: Descent, batches: Iterable[Sequence[torch.Tensor]], checkpo
             raise TrainingError(f"the loss became {float(loss.detach())} at step {step}. Lower {descent.lr}.")
         if step % checkpoint.every == 0 and step < descent.steps:
             checkpoint.save(optimizer, step)
-        progress("pretraining", step, descent.steps)
+        progress(descent.name, step, descent.steps)
 
 
 class Checkpoint:

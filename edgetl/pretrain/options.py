@@ -1,4 +1,4 @@
-"""Options of ``edgetl distill``."""
+"""Options of continued pretraining: ``edgetl distill`` and ``edgetl pretrain --ssl``."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ class DistillConfig(StrictModel):
     steps: int = _common(500, "Optimizer steps.", ge=1, le=1_000_000)
     batch_size: int = _training(64, "Images of a step. 32 to 128 is typical.", ge=8, le=4096)
     lr: float = _training(1e-3, "Highest learning rate of AdamW. 0.001 is typical.", gt=0.0, le=1.0)
+
+
+class SelfSupervisedConfig(StrictModel):
+    """Options of ``pretrain --ssl`` that are not options of the backbone."""
+
+    steps: int = _common(150, "Optimizer steps of --ssl.", ge=1, le=1_000_000)
+    batch_size: int = _training(64, "Images of a step. 64 to 256 is typical.", ge=8, le=4096)
+    lr: float = _training(1e-4, "Highest learning rate of AdamW for the backbone. 0.0001 is typical.", gt=0.0, le=1.0)

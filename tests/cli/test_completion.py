@@ -32,7 +32,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 CASES = {
     "edgetl tr": ["train"],
-    "edgetl p": ["plan", "prune", "predict", "pack", "pretrain"],
+    "edgetl p": ["plan", "pretrain", "prune", "predict", "pack"],
     "edgetl train --strat": ["--strategy"],
     "edgetl train --strategy p": ["probe", "partial", "progressive"],
     "edgetl rank --license-policy c": ["commercial"],

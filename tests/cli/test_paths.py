@@ -57,6 +57,7 @@ MISSING = (
     "prune nope --out new",
     "share nope --out new",
     "pretrain nope --out new",
+    "pretrain --ssl nope --out new",
     "evaluate nope images",
     "evaluate run nope",
     "inspect nope",

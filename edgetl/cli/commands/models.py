@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field
@@ -15,17 +15,18 @@ from edgetl.cli.tables import facts_grid, plain_table
 from edgetl.core.config import StrictModel
 from edgetl.core.licenses import Policy
 from edgetl.core.output.folders import check_chart
+from edgetl.core.progress import Progress
 from edgetl.data.folder import check_folder
 from edgetl.errors import ConfigError
 from edgetl.executors.tasks import TaskConfig, tasks_of
-from edgetl.pretrain.options import DistillConfig
+from edgetl.pretrain.options import DistillConfig, SelfSupervisedConfig
 from edgetl.train.config.options import TrainConfig
 from edgetl.train.config.paths import check_file
 from edgetl.train.config.ranking import RankConfig
 from edgetl.train.config.weights_dir import check_weights_dir
 
 if TYPE_CHECKING:
-    from edgetl.train.artifacts.distilled import DistillationRecord
+    from edgetl.train.artifacts.continued import ContinuedRecord
     from edgetl.train.artifacts.loading.catalogue import Catalogue, Listed, Pretrained
     from edgetl.train.config.ranking import Ranking
 # Width of the columns beside the names, in characters.
@@ -46,11 +47,14 @@ class ModelsConfig(StrictModel):
 
 
 class PretrainConfig(StrictModel):
-    """Options of ``edgetl pretrain``."""
+    """Options of ``edgetl pretrain`` that choose its images."""
 
+    ssl: Path | None = Field(
+        default=None,
+        description="Folder of unlabeled images for self-supervised continued pretraining of --backbone, in place of a recipe. "
+        "Folders in it have no meaning.",
+    )
     data: Path | None = Field(default=None, description="Folder with the images that the recipe names.")
-    weights_dir: Path | None = Field(default=None, description="Local folder with weight files. It is searched before the network is used.")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Device for training. auto uses a GPU if there is one.")
 
 
 @options_of(ModelsConfig)
@@ -118,34 +122,69 @@ def rank_command(
         draw_ranking(ranking, plot)
 
 
+@options_of(TrainConfig, only=("backbone", "weights", "weights_dir", "input_size", "device", "seed", "workers"))
+@options_of(SelfSupervisedConfig)
 @options_of(PretrainConfig)
 def pretrain_command(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, such as models/edgetl_small.toml.")],
     out_: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Folder to write: weights and checkpoint.")],
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe file, such as models/edgetl_small.toml.")] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Pretrain a small backbone from a recipe.
+    """Continue the pretraining of a backbone on unlabeled images of your domain (--ssl), or pretrain a small backbone from a recipe.
 
-    After an interruption, the same command resumes from the last checkpoint.
+    --ssl trains without labels and without a larger network (VICReg). After an interruption, the same command resumes from the last
+    checkpoint.
     """
     need_extra("train")
-    config = build(PretrainConfig, **given(PretrainConfig, context, options))
+    images = build(PretrainConfig, **given(PretrainConfig, context, part(PretrainConfig, options)))
+    of_start, of_training = (given(model, context, part(model, options)) for model in (TrainConfig, SelfSupervisedConfig))
+    _check_origin(recipe, images, [*of_start, *of_training])
+    config, own = build(TrainConfig, **of_start), build(SelfSupervisedConfig, **of_training)
+    if config.backbone.weights_dir:
+        check_weights_dir(Path(config.backbone.weights_dir))
+    if images.ssl is not None:
+        check_folder(images.ssl, option="--ssl", holds="images, in any arrangement")
+        with working(json_output=json_output, verbose=verbose) as progress:
+            from edgetl.pretrain.unlabeled.self_supervised import pretrain_self_supervised
+
+            continued = pretrain_self_supervised(images.ssl, out_, config, own, progress=progress)
+        print_json(continued) if json_output else _show_continued(continued, out_)
+        return
+    assert recipe is not None
+    with working(json_output=json_output, verbose=verbose) as progress:
+        record = _pretrain_from_recipe(recipe, out_, config, images.data, progress)
+    print_json(record) if json_output else _show_pretrained(record, out_)
+
+
+def _pretrain_from_recipe(recipe: Path, out: Path, config: TrainConfig, data: Path | None, progress: Progress) -> Pretrained:
     check_file(recipe, "the recipe", ConfigError, "Give a recipe, such as models/edgetl_small.toml.")
-    if config.data is not None:
-        check_folder(config.data)
-    if config.weights_dir:
-        check_weights_dir(config.weights_dir)
+    if data is not None:
+        check_folder(data)
     from edgetl.pretrain.pretrain import Folders, pretrain
     from edgetl.pretrain.recipe import read_recipe
     from edgetl.train.workflows.finetune import choose_device
 
-    with working(json_output=json_output, verbose=verbose) as progress:
-        places = Folders(out=out_, data=config.data, weights=config.weights_dir, recipes=recipe.parent)
-        record = pretrain(read_recipe(recipe), places, device=choose_device(config.device), progress=progress)
-    print_json(record) if json_output else _show_pretrained(record, out_)
+    weights = Path(config.backbone.weights_dir) if config.backbone.weights_dir else None
+    places = Folders(out=out, data=data, weights=weights, recipes=recipe.parent)
+    return pretrain(read_recipe(recipe), places, device=choose_device(config.run.device), progress=progress)
+
+
+def _check_origin(recipe: Path | None, images: PretrainConfig, others: list[str]) -> None:
+    """Check that there is a recipe or ``--ssl``, and that the options ``others`` belong to it."""
+    if images.ssl is not None:
+        if recipe is not None or images.data is not None:
+            other = "--data, which names the images of a recipe" if recipe is None else f"the recipe {recipe}"
+            raise ConfigError(f"--ssl {images.ssl} conflicts with {other}. Give one of them.")
+        return
+    if recipe is None:
+        raise ConfigError("there is neither a folder of images nor a recipe. Give unlabeled images with --ssl, or a recipe.")
+    if names := [f"--{name.replace('_', '-')}" for name in others if name not in ("weights_dir", "device")]:
+        raise ConfigError(
+            f"options of --ssl, which a recipe sets itself: {', '.join(names)}. Remove them, or give --ssl in place of the recipe."
+        )
 
 
 @options_of(TrainConfig, only=("backbone", "weights", "weights_dir", "device", "seed", "workers"))
@@ -169,10 +208,10 @@ def distill_command(
     if config.backbone.weights_dir:
         check_weights_dir(Path(config.backbone.weights_dir))
     with working(json_output=json_output, verbose=verbose) as progress:
-        from edgetl.pretrain.unlabeled import distill_unlabeled
+        from edgetl.pretrain.unlabeled.distillation import distill_unlabeled
 
         record = distill_unlabeled(data, out_, config, own, progress=progress)
-    print_json(record) if json_output else _show_distilled(record, out_)
+    print_json(record) if json_output else _show_continued(record, out_)
 
 
 def _show_catalogue(catalogue: Catalogue) -> None:
@@ -249,13 +288,17 @@ def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
     out.print(f"next: edgetl train {escape(ranking.data)} --out RUN --backbone {escape(ranking.ranked[0].name)}", soft_wrap=True)
 
 
-def _show_distilled(record: DistillationRecord, folder: Path) -> None:
+def _show_continued(record: ContinuedRecord, folder: Path) -> None:
     facts = facts_grid()
+    if record.method == "distillation":
+        measured = ("explained variance", f"{record.explained_before:.3f} of the teacher's features before, {record.explained:.3f} after")
+    else:
+        measured = ("matched views", f"{record.matched_before:.3f} before, {record.matched:.3f} after")
     for title, value in (
         ("backbone", f"{record.backbone} ({record.architecture})"),
-        ("teacher", record.teacher),
+        ("teacher", record.teacher or "none"),
         ("images", f"{record.images}, {record.steps} steps, {record.seconds:.0f} s"),
-        ("explained variance", f"{record.explained_before:.3f} of the teacher's features before, {record.explained:.3f} after"),
+        measured,
         ("license", record.license or "not stated"),
     ):
         facts.add_row(title, escape(value))

@@ -11,7 +11,7 @@ from edgetl.core.bundle import hash_prefix, is_run
 from edgetl.data.folder import Sample
 from edgetl.data.split import Splits
 from edgetl.errors import DataError
-from edgetl.train.artifacts.distilled import is_distilled, labeled_images, unlabeled_images
+from edgetl.train.artifacts.continued import is_continued, labeled_images, unlabeled_images
 from edgetl.train.artifacts.loading.catalogue import packaged_names, pretraining_images
 from edgetl.train.artifacts.loading.libraries import HUB
 from edgetl.train.artifacts.run import Run, open_run
@@ -59,23 +59,23 @@ def _folder(name: str, weights_dir: str | None) -> Path | None:
 def seen_by_ancestors(backbone: BackboneConfig, teacher: str | None = None, *, scratch: bool = False) -> SeenImages:
     """Return the labeled images that trained or selected a parent run (see ``parent_runs``) or one of its ancestors.
 
-    A distilled backbone has the ancestors of its teacher and its start.
+    A continued pretraining has the ancestors of its start and its teacher.
 
     Raises:
         RunError: a parent run is damaged.
-        BackboneError: a distilled backbone is damaged.
+        BackboneError: the folder of a continued pretraining is damaged.
     """
     seen = SeenImages()
     for folder in _parent_folders(backbone, teacher, scratch=scratch):
         if is_run(folder):
             seen |= open_run(folder).seen_images()
-        elif is_distilled(folder):
+        elif is_continued(folder):
             seen |= labeled_images(folder)
     return seen
 
 
 def pretraining_of(backbone: BackboneConfig) -> SeenImages:
-    """Return the images that pretrained an embedded or a distilled backbone. Nothing is known about other weights.
+    """Return the images that pretrained an embedded backbone, or those of a continued pretraining. Other weights have no list of images.
 
     Raises:
         BackboneError: the file of hashes cannot be read.
@@ -84,7 +84,7 @@ def pretraining_of(backbone: BackboneConfig) -> SeenImages:
     if not backbone.pretrained or backbone.weights is not None:
         return SeenImages()
     folder = _folder(backbone.name, backbone.weights_dir)
-    return unlabeled_images(folder) if folder is not None and is_distilled(folder) else pretraining_images(backbone.name)
+    return unlabeled_images(folder) if folder is not None and is_continued(folder) else pretraining_images(backbone.name)
 
 
 def find_in_pretraining(samples: Sequence[Sample], backbone: BackboneConfig) -> list[int]:

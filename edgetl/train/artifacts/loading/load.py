@@ -13,7 +13,7 @@ from edgetl.core.licenses import freedom, most_restrictive
 from edgetl.core.lineage import Parent
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.errors import BackboneError, ConfigError, first_line
-from edgetl.train.artifacts.distilled import read_distilled
+from edgetl.train.artifacts.continued import read_continued
 from edgetl.train.artifacts.loading.build import (
     build_saved,
     create,
@@ -190,8 +190,8 @@ def _from_folder(folder: Path, config: BackboneConfig, classes: int) -> Backbone
     model, saved = build_saved(f"{LOCAL_DIR}{folder}", pretrained=config.pretrained, classes=classes)
     parents: tuple[Parent, ...] = ()
     if config.pretrained:
-        if (distilled := read_distilled(folder)) is not None:
-            parents = (*distilled.parents, distilled.as_parent())
+        if (continued := read_continued(folder)) is not None:
+            parents = (*continued.parents, continued.as_parent())
         else:
             digest, license = sha256_of(local_dir_weights(folder)), saved.pretrained_cfg.get("license")
             parents = (Parent(kind="weights", name=folder.name, architecture=saved.architecture, sha256=digest, license=license),)

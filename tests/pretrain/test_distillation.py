@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import timm
 import torch
 
 from edgetl.data.folder import scan_unlabeled
 from edgetl.errors import BackboneError, ConfigError, DataError
-from edgetl.pretrain import loop, unlabeled
+from edgetl.pretrain import loop
 from edgetl.pretrain.options import DistillConfig
-from edgetl.pretrain.unlabeled import distill_unlabeled
-from edgetl.train.artifacts.distilled import RECORD_NAME, WEIGHTS_NAME, DistillationRecord
+from edgetl.pretrain.unlabeled import distillation
+from edgetl.pretrain.unlabeled.distillation import distill_unlabeled
+from edgetl.train.artifacts.continued import RECORD_NAMES, WEIGHTS_NAME, ContinuedRecord
 from edgetl.train.artifacts.loading.lineage import find_in_pretraining
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import BackboneConfig, TrainConfig
@@ -23,39 +23,14 @@ from tests.command import edgetl
 from tests.conftest import write_colors
 
 
-def _network(folder: Path, architecture: str, license: str) -> str:
-    """Write a folder in timm's format with random weights, and return its name as a backbone."""
-    folder.mkdir()
-    model = timm.create_model(architecture, num_classes=7)
-    with torch.no_grad():  # gives the BatchNorm layers their statistics
-        for _ in range(30):
-            model(torch.rand(32, 3, 32, 32) * 2 - 1)
-    safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
-    cfg = {"input_size": [3, 32, 32], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "num_classes": 7, "license": license}
-    cfg |= {"classifier": model.pretrained_cfg["classifier"]}
-    (folder / "config.json").write_text(json.dumps({"architecture": architecture, "num_classes": 7, "pretrained_cfg": cfg}))
-    return f"local-dir:{folder}"
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with 120 images, a start and a teacher."""
-    root = tmp_path_factory.mktemp("distill")
-    write_colors(root / "images", 40, side=48)
-    torch.manual_seed(3)
-    _network(root / "start", "test_resnet", "mit")
-    _network(root / "teacher", "test_efficientnet", "cc-by-nc-4.0")
-    return root
-
-
-def _distill(inputs: Path, out: Path, **changes: object) -> DistillationRecord:
+def _distill(inputs: Path, out: Path, **changes: object) -> ContinuedRecord:
     own = DistillConfig.model_validate({"teacher": f"local-dir:{inputs / 'teacher'}", "steps": 12, "batch_size": 16, **changes})
     config = TrainConfig.from_options(backbone=f"local-dir:{inputs / 'start'}", device="cpu", workers=0)
     return distill_unlabeled(inputs / "images", out, config, own)
 
 
 @pytest.fixture(scope="module")
-def distilled(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DistillationRecord]:
+def distilled(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ContinuedRecord]:
     out = tmp_path_factory.mktemp("out") / "distilled"
     return out, _distill(inputs, out)
 
@@ -65,10 +40,11 @@ def test_distillation_explains_more_of_the_teachers_features(shared: Path, tmp_p
     config = TrainConfig.from_options(backbone="edgetl_small", device="cpu")
     teacher = f"local-dir:{shared / 'weights/mobilenetv2_100.imagenet'}"
     record = distill_unlabeled(shared / "data/pacs/sketch", tmp_path, config, DistillConfig(teacher=teacher, steps=60))
+    assert record.explained_before is not None and record.explained is not None
     assert record.explained > record.explained_before + 0.05
 
 
-def test_distilled_backbone_loads_with_the_lineage_of_teacher_and_start(distilled: tuple[Path, DistillationRecord]) -> None:
+def test_distilled_backbone_loads_with_the_lineage_of_teacher_and_start(distilled: tuple[Path, ContinuedRecord]) -> None:
     out, record = distilled
     backbone = load_backbone(BackboneConfig(name=f"local-dir:{out}"), 3)
     assert [(item.kind, item.name, item.license) for item in backbone.parents] == [
@@ -86,27 +62,36 @@ def test_distilled_backbone_loads_with_the_lineage_of_teacher_and_start(distille
     assert backbone.spec.mean == (0.4, 0.5, 0.6) and backbone.spec.input_size == (32, 32)
 
 
-def test_unlabeled_images_are_recognized_as_images_of_the_pretraining(inputs: Path, distilled: tuple[Path, DistillationRecord]) -> None:
+def test_unlabeled_images_are_recognized_as_images_of_the_pretraining(inputs: Path, distilled: tuple[Path, ContinuedRecord]) -> None:
     samples = scan_unlabeled(inputs / "images")
     assert len(find_in_pretraining(samples, BackboneConfig(name=f"local-dir:{distilled[0]}"))) == len(samples)
     assert not find_in_pretraining(samples, BackboneConfig(name=f"local-dir:{inputs / 'start'}"))
 
 
-def test_changed_weights_are_rejected(inputs: Path, distilled: tuple[Path, DistillationRecord], tmp_path: Path) -> None:
+def test_changed_weights_are_rejected(inputs: Path, distilled: tuple[Path, ContinuedRecord], tmp_path: Path) -> None:
     for file in distilled[0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / WEIGHTS_NAME).write_bytes((inputs / "start/model.safetensors").read_bytes())
-    with pytest.raises(
-        BackboneError, match=rf"{WEIGHTS_NAME} is missing or differs from its hash in {RECORD_NAME}\. Run edgetl distill again"
-    ):
+    with pytest.raises(BackboneError, match=r"is missing or differs from its hash in distillation\.json\. Run edgetl distill again"):
         load_backbone(BackboneConfig(name=f"local-dir:{tmp_path}"), 3)
+
+
+def test_record_of_the_first_version_is_read(distilled: tuple[Path, ContinuedRecord], tmp_path: Path) -> None:
+    for file in distilled[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / RECORD_NAMES["distillation"]
+    record = json.loads(path.read_text())
+    for key in ("method", "matched_before", "matched"):
+        del record[key]
+    path.write_text(json.dumps(record))
+    assert load_backbone(BackboneConfig(name=f"local-dir:{tmp_path}"), 3).parents[-1].name == "distilled"
 
 
 @pytest.mark.slow
 def test_resumed_distillation_gives_the_same_weights(
-    inputs: Path, distilled: tuple[Path, DistillationRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Path, distilled: tuple[Path, ContinuedRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unlabeled, "CHECKPOINT_STEPS", 5)
+    monkeypatch.setattr(distillation, "CHECKPOINT_STEPS", 5)
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "pretraining" and done == 7:
@@ -123,7 +108,7 @@ def test_resumed_distillation_gives_the_same_weights(
     assert not (tmp_path / loop.CHECKPOINT_NAME).exists()
 
 
-def test_distillation_rejects_wrong_inputs(inputs: Path, distilled: tuple[Path, DistillationRecord], tmp_path: Path) -> None:
+def test_distillation_rejects_wrong_inputs(inputs: Path, distilled: tuple[Path, ContinuedRecord], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has other files .*\. Choose another --out"):
         _distill(inputs, distilled[0])
     with pytest.raises(ConfigError, match=r"out is inside the folder of images .*\. Choose another --out"):

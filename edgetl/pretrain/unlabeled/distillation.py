@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from timm.optim import param_groups_weight_decay
@@ -20,53 +16,41 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
-from edgetl.core.bundle import pack_prefixes
-from edgetl.core.files.atomic import write_bytes, write_text
-from edgetl.core.files.names import printable
 from edgetl.core.licenses import most_restrictive
 from edgetl.core.output.folders import locked_folder
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import Progress, silent
-from edgetl.core.system.host import fingerprint, versions
-from edgetl.data.folder import Sample, scan_unlabeled
+from edgetl.data.folder import Sample
 from edgetl.data.loading import Target
-from edgetl.errors import BackboneError, ConfigError, DataError
+from edgetl.errors import ConfigError
 from edgetl.pretrain.loop import CHECKPOINT_NAME, CHECKPOINT_STEPS, Checkpoint, Descent, descend
-from edgetl.pretrain.options import MIN_IMAGES, DistillConfig
-from edgetl.train.artifacts.distilled import RECORD_NAME, UNLABELED_NAME, WEIGHTS_NAME, DistillationRecord
+from edgetl.pretrain.options import DistillConfig
+from edgetl.pretrain.unlabeled.inputs import CropSide, Inputs, load_start, read_inputs
+from edgetl.pretrain.unlabeled.writer import check_empty, publish
+from edgetl.train.artifacts.continued import ContinuedRecord
 from edgetl.train.artifacts.loading.build import fixed_size
-from edgetl.train.artifacts.loading.lineage import pretraining_of, seen_by_ancestors
+from edgetl.train.artifacts.loading.lineage import seen_by_ancestors
 from edgetl.train.artifacts.loading.load import load_backbone
-from edgetl.train.artifacts.record import TIMM_CONFIG_NAME
-from edgetl.train.artifacts.seen_images import PERCEPTUAL_NAME, SELECTED_NAME, TRAINED_NAME, SeenImages, perceptual_hashes
-from edgetl.train.artifacts.writer import published_config
 from edgetl.train.config.options import BackboneConfig, TrainConfig
 from edgetl.train.config.plan import steps_per_epoch
-from edgetl.train.config.weights_dir import sha256_of
 from edgetl.train.inputs.dataset import TrainingImages, training_batches
 from edgetl.train.inputs.features import FeatureFunction, choose_engine
-from edgetl.train.inputs.samplers import BatchOptions
-from edgetl.train.networks.backbone import Backbone, feature_extractor, with_intensity
-from edgetl.train.networks.pruned import PRUNED
-from edgetl.train.workflows.finetune import choose_device
+from edgetl.train.networks.backbone import Backbone, feature_extractor
 
-# Fraction of the images that measures the result.
-HELD_OUT = 0.1
 # Images from which the linear map and the scale of the teacher's features are measured.
 FIRST_IMAGES = 1000
 # Ridge strength of this map, relative to the mean square of the backbone's features.
 RIDGE = 0.1
 SMALLEST_SPREAD = 1e-2
 SMALLEST_CROP = 0.3
-# Side of a training image relative to the input: objects in a random crop are larger than in the whole image (Touvron et al. 2019,
-# "Fixing the train-test resolution discrepancy", arXiv:1906.06423). Sides are multiples of 32 px, the stride of most networks.
-CROP_SIDE, STRIDE = 0.75, 32
+# Sides are multiples of 32 px, the stride of most networks.
+SIDE = CropSide(0.75, 32)
 WEIGHT_DECAY = 0.02
 # Number of images to report to `choose_engine`: large, because converting the teacher to a faster engine always pays off.
 MANY = 10**6
 
 
-def distill_unlabeled(data: Path, out: Path, config: TrainConfig, own: DistillConfig, *, progress: Progress = silent) -> DistillationRecord:
+def distill_unlabeled(data: Path, out: Path, config: TrainConfig, own: DistillConfig, *, progress: Progress = silent) -> ContinuedRecord:
     """Distill a larger network into a backbone on the images of a folder, without labels, and write the backbone into ``out``.
 
     The backbone learns to predict the teacher's features of the same random crops through a linear map (FitNets: Romero et al. 2015,
@@ -92,35 +76,26 @@ def distill_unlabeled(data: Path, out: Path, config: TrainConfig, own: DistillCo
     """
     started = time.monotonic()
     with locked_folder(out, inputs={"the folder of images": data}):
-        _check_empty(out)
+        check_empty(out)
         seen = seen_by_ancestors(config.backbone, own.teacher)
         training = _prepare(data, config, own, progress)
         before, path = training.explained(), out / CHECKPOINT_NAME
-        identity = training.identity(own)
+        identity = training.inputs.identity(own.model_dump_json())
         checkpoint = Checkpoint(path, training.module, CHECKPOINT_STEPS, identity=identity, inputs="backbone, teacher, images or options")
         _train(training, own, checkpoint, progress)
         seconds = round(time.monotonic() - started + checkpoint.seconds_before, 1)
-        measured = {"steps": own.steps, "explained_before": before, "explained": training.explained(), "seconds": seconds}
-        record = _publish(out, training, seen=seen, pretraining=pretraining_of(config.backbone).perceptual, measured=measured)
-        path.unlink(missing_ok=True)
-        return record
+        measured = {"explained_before": before, "explained": training.explained()}
+        facts = {"method": "distillation", "teacher": training.teacher.name, "steps": own.steps, "seconds": seconds, **measured}
+        return publish(out, training.inputs, training.module.network, seen=seen, facts=facts)
 
 
 def _train(training: _Training, own: DistillConfig, checkpoint: Checkpoint, progress: Progress) -> None:
     """Train from the step of the checkpoint, if there is one."""
-    module = training.module
-    batches = training.batches(training.train, range(checkpoint.restore(), own.steps))
+    module, inputs = training.module, training.inputs
+    batches = training.batches(inputs.train, range(checkpoint.restore(), own.steps))
     optimizer = torch.optim.AdamW(param_groups_weight_decay(module, WEIGHT_DECAY), lr=own.lr)
-    descent = Descent(module.train(), optimizer, own.steps, training.options.seed, f"--lr (now {own.lr:g})")
-    descend(descent, batches, checkpoint, training.options.device, progress)
-
-
-def _check_empty(out: Path) -> None:
-    """Raise a ``ConfigError`` if ``out`` has files and is not a stopped distillation."""
-    if (out / CHECKPOINT_NAME).is_file():
-        return
-    if files := sorted(path.name for path in out.iterdir() if not path.name.startswith(".")):
-        raise ConfigError(f"{printable(out)} has other files ({', '.join(files[:3])}). Choose another --out.")
+    descent = Descent(module.train(), optimizer, own.steps, inputs.options.seed, f"--lr (now {own.lr:g})")
+    descend(descent, batches, checkpoint, inputs.options.device, progress)
 
 
 @dataclass(frozen=True)
@@ -128,84 +103,45 @@ class _Training:
     """Networks and images of a distillation.
 
     Attributes:
-        start: the start, with the license and the lineage of both networks.
+        inputs: start and images. The lineage of the start has that of the teacher.
         teacher: the teacher.
         module: loss, with the network that trains.
-        train: images that train.
-        held: images that measure the result.
-        spec: preprocessing of the start at the side of the training images.
-        options: batch size, seed, loader processes and device.
     """
 
-    start: Backbone
+    inputs: Inputs
     teacher: Backbone
     module: FeatureDistillation
-    train: Sequence[Sample]
-    held: Sequence[Sample]
-    spec: PreprocessSpec
-    options: BatchOptions
 
     def batches(self, samples: Sequence[Sample], steps: range) -> DataLoader[tuple[torch.Tensor, Target]]:
         """Load the random views of ``steps``: images, normalized for the start, and labels, which are not used."""
-        return training_batches(TrainingImages(samples, ()), self.spec, _augmentation(self.spec), self.options, steps=steps)
-
-    def data_fingerprint(self) -> str:
-        """Return the SHA-256 (hex) over the contents of all images."""
-        contents = sorted(sample.content for sample in (*self.train, *self.held))
-        return hashlib.sha256("\n".join(contents).encode()).hexdigest()
-
-    def identity(self, own: DistillConfig) -> str:
-        """Return the SHA-256 (hex) over all inputs. A checkpoint with another identity is not resumed."""
-        parents = [parent.model_dump_json() for parent in self.start.parents]
-        facts = (own.model_dump_json(), self.data_fingerprint(), str(self.options.seed), *parents)
-        return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+        spec = self.inputs.spec
+        return training_batches(TrainingImages(samples, ()), spec, _augmentation(spec), self.inputs.options, steps=steps)
 
     def explained(self) -> float:
-        """Return the explained variance (see ``DistillationRecord``) on one random view of each held image."""
-        return self.module.explained(self.batches(self.held, range(steps_per_epoch(len(self.held), self.options.batch_size))))
+        """Return the explained variance (see ``ContinuedRecord``) on one random view of each held image."""
+        held = self.inputs.held
+        return self.module.explained(self.batches(held, range(steps_per_epoch(len(held), self.inputs.options.batch_size))))
 
 
 def _prepare(data: Path, config: TrainConfig, own: DistillConfig, progress: Progress) -> _Training:
-    """Read the images, load both networks, and fit the first linear map."""
-    device = choose_device(config.run.device)
-    start, teacher = _load(config.backbone, own)  # before the images: mistakes in names are found at once
-    train, held = _read(data, config.run.seed, progress)
-    start = with_intensity(start, "auto", (*train, *held))
-    spec = start.spec
-    if not fixed_size(start.model):
-        height, width = (max(STRIDE, round(CROP_SIDE * side / STRIDE) * STRIDE) for side in spec.input_size)
-        spec = spec.model_copy(update={"input_size": (height, width)})
+    """Load both networks, read the images, and fit the first linear map."""
+    start, teacher = _load(config.backbone, own)
+    inputs = read_inputs(data, start, config, SIDE, own.batch_size, progress)
     torch.manual_seed(config.run.seed)
     network = feature_extractor(start.model, start.head_name).to(memory_format=torch.channels_last)
-    module = FeatureDistillation(network, _teacher_features(teacher, spec, device), start.head.in_features)
-    options = BatchOptions(own.batch_size, seed=config.run.seed, workers=config.data.workers, device=device)
-    training = _Training(start, teacher, module, train, held, spec, options)
-    count = min(steps_per_epoch(len(train), own.batch_size), math.ceil(FIRST_IMAGES / own.batch_size))
-    module.fit([images for images, _ in training.batches(train, range(count))])
+    module = FeatureDistillation(network, _teacher_features(teacher, inputs.spec, inputs.options.device), start.head.in_features)
+    training = _Training(inputs, teacher, module)
+    count = min(steps_per_epoch(len(inputs.train), own.batch_size), math.ceil(FIRST_IMAGES / own.batch_size))
+    module.fit([images for images, _ in training.batches(inputs.train, range(count))])
     return training
-
-
-def _read(data: Path, seed: int, progress: Progress) -> tuple[list[Sample], list[Sample]]:
-    """Scan a folder, and return the images that train and those that measure the result. Of images with equal pixels one counts."""
-    scanned = scan_unlabeled(data, progress=progress)
-    samples = list({sample.content: sample for sample in reversed(scanned)}.values())[::-1]
-    if len(samples) < MIN_IMAGES:
-        raise DataError(f"{printable(data)} has {len(samples)} different readable images. At least {MIN_IMAGES} are needed. Add images.")
-    order = np.random.default_rng(seed).permutation(len(samples)).tolist()
-    count = round(HELD_OUT * len(samples))
-    return [samples[index] for index in sorted(order[count:])], [samples[index] for index in sorted(order[:count])]
 
 
 def _load(config: BackboneConfig, own: DistillConfig) -> tuple[Backbone, Backbone]:
     """Load the start, with the license and the lineage of both networks, and the teacher."""
     if own.teacher is None:
         raise ConfigError("there is no teacher. Give a larger network with --teacher, such as a run or a name of `edgetl models`.")
-    start = load_backbone(config, 2)
+    start = load_start(config)
     teacher = load_backbone(BackboneConfig(name=own.teacher, weights_dir=config.weights_dir), 2)
-    if not hasattr(start.model, "pretrained_cfg") or PRUNED in start.model_args or start.columns is not None:
-        raise BackboneError(
-            f"{config.name} cannot be written in timm's format: it is no network of timm, or was pruned. Choose another --backbone."
-        )
     if teacher.weights_sha256 is not None and teacher.weights_sha256 == start.weights_sha256:
         raise ConfigError(f"the teacher {own.teacher} is the backbone itself. Give a larger network with --teacher.")
     parents = (*(parent.model_copy(update={"kind": "teacher"}) for parent in teacher.parents), *start.parents)
@@ -297,40 +233,3 @@ class FeatureDistillation(nn.Module):
 
     def _standardized(self, targets: torch.Tensor) -> torch.Tensor:
         return (targets - self.target_mean) / self.target_spread
-
-
-def _publish(
-    out: Path, training: _Training, *, seen: SeenImages, pretraining: frozenset[int], measured: dict[str, Any]
-) -> DistillationRecord:
-    """Write the weights without a head, timm's configuration, the hashes of the images, and the record.
-
-    Args:
-        out: folder to write.
-        training: networks and images.
-        seen: labeled images that trained or selected the parents.
-        pretraining: perceptual hashes of the images that pretrained the start.
-        measured: fields of the record that the training determines.
-    """
-    start, samples = training.start, (*training.train, *training.held)
-    state = {key: value.detach().cpu().contiguous() for key, value in training.module.network.state_dict().items()}
-    write_bytes(out / WEIGHTS_NAME, safetensors.torch.save(state, {"format": "pt"}))
-    write_text(out / TIMM_CONFIG_NAME, json.dumps(published_config(start, ()), indent=2) + "\n")
-    write_bytes(out / UNLABELED_NAME, pack_prefixes(perceptual_hashes(samples) | pretraining))
-    seen.write(out)
-    names = (WEIGHTS_NAME, TIMM_CONFIG_NAME, UNLABELED_NAME, TRAINED_NAME, SELECTED_NAME, PERCEPTUAL_NAME)
-    record = DistillationRecord(
-        name=out.resolve().name,
-        backbone=start.name,
-        teacher=training.teacher.name,
-        architecture=start.architecture,
-        license=start.license,
-        parents=start.parents,
-        images=len(samples),
-        data_fingerprint=training.data_fingerprint(),
-        versions=versions(),
-        host=fingerprint(),
-        files={name: sha256_of(out / name) for name in names},
-        **measured,
-    )
-    write_text(out / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
-    return record

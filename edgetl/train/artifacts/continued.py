@@ -1,9 +1,9 @@
-"""Distilled backbone: the folder that ``edgetl distill`` writes, in timm's format, with a record of its origin and its images."""
+"""Continued pretraining: the folder that ``edgetl distill`` or ``edgetl pretrain --ssl`` writes, in timm's format, with a record."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from edgetl.core.bundle import unpack_hashes
 from edgetl.core.config import StrictModel, read_bytes, read_json
@@ -12,29 +12,35 @@ from edgetl.errors import BackboneError
 from edgetl.train.artifacts.seen_images import PERCEPTUAL_NAME, SELECTED_NAME, TRAINED_NAME, SeenImages
 from edgetl.train.config.weights_dir import sha256_of
 
-RECORD_NAME = "distillation.json"
+Method: TypeAlias = Literal["distillation", "vicreg"]
+RECORD_NAMES: dict[Method, str] = {"distillation": "distillation.json", "vicreg": "self-supervised.json"}
+_COMMANDS: dict[Method, str] = {"distillation": "edgetl distill", "vicreg": "edgetl pretrain --ssl"}
 # timm prefers this name to other files of tensors in a folder.
 WEIGHTS_NAME = "model.safetensors"
 # Perceptual hashes of the unlabeled images, and of the images that pretrained the start.
 UNLABELED_NAME = "unlabeled-images.bin"
 
 
-class DistillationRecord(StrictModel):
-    """Record of a distillation without labels: ``distillation.json`` beside the weights.
+class ContinuedRecord(StrictModel):
+    """Record of a continued pretraining on unlabeled images: the file ``RECORD_NAMES[method]`` beside the weights.
 
     Attributes:
+        method: ``distillation`` of a larger network, or ``vicreg``, which is self-supervised.
         name: name of the folder.
         backbone: name of the start.
-        teacher: name of the teacher.
+        teacher: name of the teacher of a distillation.
         architecture: timm architecture.
         license: the most restrictive license of all parents.
         parents: lineage of the teacher and of the start.
         images: number of different images.
         data_fingerprint: fingerprint of the images.
         steps: optimizer steps.
-        explained_before: ratio of the variance of the teacher's features that a linear map of the backbone's features explains on images
-            that did not train, before the training.
+        explained_before: for a distillation, the ratio of the variance of the teacher's features that a linear map of the backbone's
+            features explains on images that did not train, before the training.
         explained: the same after the training.
+        matched_before: for ``vicreg``, the ratio of random views of images that did not train whose nearest neighbor, by the cosine of the
+            features, is another view of the same image, before the training.
+        matched: the same after the training.
         seconds: duration, s.
         versions: versions of Python and the libraries.
         host: description of the machine.
@@ -42,17 +48,21 @@ class DistillationRecord(StrictModel):
     """
 
     schema_version: Literal[1] = 1
+    # The first records had no method, because there was no other one.
+    method: Method = "distillation"
     name: str
     backbone: str
-    teacher: str
+    teacher: str | None = None
     architecture: str
     license: str | None
     parents: tuple[Parent, ...]
     images: int
     data_fingerprint: Sha256
     steps: int
-    explained_before: float
-    explained: float
+    explained_before: float | None = None
+    explained: float | None = None
+    matched_before: float | None = None
+    matched: float | None = None
     seconds: float
     versions: dict[str, str]
     host: dict[str, str]
@@ -70,30 +80,36 @@ class DistillationRecord(StrictModel):
         )
 
 
-def is_distilled(folder: Path) -> bool:
-    """Return True if ``edgetl distill`` wrote ``folder``."""
-    return (folder / RECORD_NAME).is_file()
+def _record_of(folder: Path) -> Path | None:
+    """Return the record of a continued pretraining in ``folder``, or ``None``."""
+    return next((folder / name for name in RECORD_NAMES.values() if (folder / name).is_file()), None)
 
 
-def read_distilled(folder: Path) -> DistillationRecord | None:
-    """Return the record of a distilled backbone, or ``None`` for another folder.
+def is_continued(folder: Path) -> bool:
+    """Return True if a continued pretraining wrote ``folder``."""
+    return _record_of(folder) is not None
+
+
+def read_continued(folder: Path) -> ContinuedRecord | None:
+    """Return the record of a continued pretraining, or ``None`` for another folder.
 
     Raises:
         BackboneError: the record or a file of the folder is damaged.
     """
-    if not is_distilled(folder):
+    if (path := _record_of(folder)) is None:
         return None
-    record = read_json(folder / RECORD_NAME, DistillationRecord, BackboneError)
+    record = read_json(path, ContinuedRecord, BackboneError)
+    again = f"Run {_COMMANDS[record.method]} again."
     if WEIGHTS_NAME not in record.files:
-        raise BackboneError(f"{folder / RECORD_NAME} does not list {WEIGHTS_NAME}. Run edgetl distill again.")
+        raise BackboneError(f"{path} does not list {WEIGHTS_NAME}. {again}")
     for name, digest in record.files.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != digest:
-            raise BackboneError(f"{folder / name} is missing or differs from its hash in {RECORD_NAME}. Run edgetl distill again.")
+            raise BackboneError(f"{folder / name} is missing or differs from its hash in {path.name}. {again}")
     return record
 
 
 def labeled_images(folder: Path) -> SeenImages:
-    """Return the images that trained or selected a run from which the teacher or the start of a distilled backbone come.
+    """Return the images that trained or selected a run from which a continued pretraining started, or its teacher comes.
 
     Raises:
         BackboneError: a file cannot be read.
@@ -103,7 +119,7 @@ def labeled_images(folder: Path) -> SeenImages:
 
 
 def unlabeled_images(folder: Path) -> SeenImages:
-    """Return the perceptual hashes of the unlabeled images that trained a distilled backbone.
+    """Return the perceptual hashes of the unlabeled images of a continued pretraining.
 
     Raises:
         BackboneError: the file cannot be read.
