@@ -106,6 +106,7 @@ def test_changed_weights_are_rejected(inputs: Path, pretrained: tuple[Path, Cont
         load_backbone(BackboneConfig(name=f"local-dir:{tmp_path}"), 3)
 
 
+@pytest.mark.slow
 def test_resumed_pretraining_gives_the_same_weights(
     inputs: Path, pretrained: tuple[Path, ContinuedRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,10 +133,10 @@ def pretrain_command(
     verbose: VerboseOption = False,
     **options: Any,
 ) -> None:
-    """Continue the pretraining of a backbone on unlabeled images of your domain (--ssl), or pretrain a small backbone from a recipe.
+    """Pretrain a backbone on unlabeled images of your domain (--ssl), or from a recipe.
 
-    --ssl trains without labels and without a larger network (VICReg). After an interruption, the same command resumes from the last
-    checkpoint.
+    --ssl continues the pretraining of a backbone without labels and without a larger network (VICReg). After an interruption, the same
+    command resumes from the last checkpoint.
     """
     need_extra("train")
     images = build(PretrainConfig, **given(PretrainConfig, context, part(PretrainConfig, options)))
