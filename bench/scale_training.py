@@ -9,7 +9,7 @@ backbone with an input of 32 pixels, and of 64 for the accuracy. Parts:
 - ``memory``: largest memory and time of a training from a hundredth and a tenth of the shards, and from all of them. Fine-tuning takes 60
   steps. Use 1,000 shards: a run lists up to 5,000 images of each split, and below 33,000 images this number grows.
 - ``resume``: a training from 20 shards is killed (SIGKILL) at random moments and resumed, and its weights are compared with an undisturbed
-  one.
+  one. The last saved steps at the kills show that kills are in the fine-tuning.
 - ``processes``: weights after a training from 20 shards with two processes and with one, with the same batches.
 """
 
@@ -48,9 +48,11 @@ IMAGES_PER_SHARD, SIDE = 100, 64
 PARTS = ("accuracy", "memory", "resume", "processes")
 # Shards of a training that is killed, and of one with two processes.
 FEW_SHARDS, FEW_STEPS = 20, 60
+# Steps of a fine-tuning that is killed. The start of the process and the evaluation take a smaller part of its time.
+KILLED_STEPS = 1_000
 # Input of the accuracy. With the 32 pixels of the other parts, nearly all features of the network are 0.
 ACCURACY_SIDE = 64
-OPTIONS = ("--backbone", "edgetl_small", "--input-size", "32", "--augmented-views", "1", "--allow-leakage")
+OPTIONS = ("--backbone", "edgetl_small", "--input-size", "32", "--augmented-views", "1")
 PROBE = ("--strategy", "probe")
 
 
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="steps of fine-tuning for the accuracy")
     parser.add_argument("--strategies", nargs="+", choices=("probe", "full"), default=("probe", "full"))
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--kill-steps", type=int, default=KILLED_STEPS, help="steps of the fine-tuning that is killed")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     given = parser.parse_args()
     if not (SHARED / "data/trashnet").is_dir():
@@ -169,7 +172,7 @@ def accuracy(given: argparse.Namespace) -> None:
         for seed in range(given.seeds):
             table = _write_splits(given.work / f"splits-{seed}.csv", images, seed)
             found = []
-            for source, own in ((folder, ("--labels", str(table))), (pattern(given, given.shards), ())):
+            for source, own in ((folder, ("--labels", str(table), "--allow-leakage")), (pattern(given, given.shards), ())):
                 start(source, given.work / "run", *options, *own, "--seed", str(seed), "--overwrite").wait()
                 found.append(_correct(given.work / "run"))
             pairs = np.array([(found[0][key], right) for key, right in found[1].items()], float)
@@ -229,30 +232,37 @@ def memory(given: argparse.Namespace) -> None:
 def resume(given: argparse.Namespace) -> None:
     """Kill a training at random moments, resume it, and compare its weights with those of an undisturbed one."""
     rng = random.Random(0)
-    for strategy in (PROBE, (*fine_tuning(given.work, FEW_STEPS), "--checkpoint-s", "1")):
+    for name in given.strategies:
+        strategy = PROBE if name == "probe" else (*fine_tuning(given.work, given.kill_steps), "--checkpoint-s", "1")
         started = time.monotonic()
         source, whole, out = pattern(given, FEW_SHARDS), given.work / "whole", given.work / "killed"
         for left in (out, out.with_name("killed.checkpoints")):  # of the other strategy
             shutil.rmtree(left, ignore_errors=True)
         train(source, whole, *strategy)
-        seconds, kills, resumed, digests, done = time.monotonic() - started, 0, 0, {_digest(whole)}, False
+        seconds, kills, resumed, digests, done = time.monotonic() - started, list[int](), 0, {_digest(whole)}, False
         while not done:
             resumed += out.exists() or any(given.work.glob("killed.checkpoints/step-*"))
             process = start(source, out, *strategy, "--resume")
             try:
-                code = process.wait(rng.uniform(0.1, 0.95) * seconds if kills < given.kills else None)
+                code = process.wait(rng.uniform(0.1, 0.95) * seconds if len(kills) < given.kills else None)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                kills += 1
+                kills.append(_saved_step(given.work))
                 continue
             if code:
                 raise SystemExit(f"edgetl train ended with {code}. Its messages are in {out}.log")
             digests.add(_digest(out))
             shutil.rmtree(out)
-            done = kills >= given.kills  # a training that ends before the last kill is repeated
+            done = len(kills) >= given.kills  # a training that ends before the last kill is repeated
         result = "bit-identical" if len(digests) == 1 else "DIFFERENT"
-        print(f"resume: {strategy[1]}, {kills} kills, {resumed} times resumed, weights {result}", flush=True)
+        saved = ", ".join(map(str, kills))
+        print(f"resume: {name}, {len(kills)} kills (last saved steps: {saved}), {resumed} times resumed, weights {result}", flush=True)
+
+
+def _saved_step(work: Path) -> int:
+    """Return the step of the last saved state, 0 without one."""
+    return max((int(path.name.split("-")[1]) for path in work.glob("killed.checkpoints/step-*")), default=0)
 
 
 def _digest(run: Path) -> str:
