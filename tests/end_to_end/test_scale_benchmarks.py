@@ -1,15 +1,16 @@
-"""Benchmarks at scale, on a few small images: growth of batch scoring."""
+"""Benchmarks at scale, on a few small images: growth of batch scoring, and kills of a fine-tuning on shards."""
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from bench import scale
+from bench import scale, scale_training
 from tests.command import edgetl
-from tests.data.shards import write_shards
+from tests.data.shards import colored, write_shard, write_shards
 from tests.device.bundles import write_bundle
 
 
@@ -33,3 +34,19 @@ def _predict(bundle: Path, pattern: str, out: Path, processes: int) -> Namespace
     done = edgetl("predict", bundle, pattern, "--out", out, "--processes", processes, "--threads", 1)
     assert done.returncode == 0, done.stderr
     return Namespace(communicate=lambda: None)
+
+
+@pytest.mark.slow
+def test_a_killed_fine_tuning_has_the_weights_of_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("webdataset")
+    monkeypatch.setattr(scale_training, "FEW_SHARDS", 2)
+    for shard in range(2):
+        files = {}
+        for index in range(40):
+            files[f"{shard}-{index}.png"], files[f"{shard}-{index}.cls"] = colored(40 * shard + index), f"{index % 2}".encode()
+        write_shard(tmp_path / f"shards/{shard:05d}.tar", files)
+    scale_training.resume(Namespace(work=tmp_path, strategies=("full",), kill_steps=40, kills=1))
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"resume: full, 1 kills \(last saved steps: \d+\), \d times resumed, weights bit-identical\n", printed), printed
