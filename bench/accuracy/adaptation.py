@@ -6,8 +6,8 @@ train``, adapted to all images of another domain without their labels, and measu
 focus (``trashnet-camera``). Runs and measurements are kept in the work folder: a repeated call completes them, and prints all rows.
 
 The methods ``coral``, ``mmd``, ``dann`` and their combinations with ``mcc`` (``mcc+coral``) are those of ``bench.accuracy.alignment``.
-``edgetl adapt`` does not have them. ``--export`` exports the adapted runs with the target images as ``--unlabeled``, and prints the
-accuracy of each variant on these images instead.
+``edgetl adapt`` does not have them. ``--export`` exports the adapted runs, and prints the accuracy of each variant on the target images
+instead. Half of these images calibrate int8 and the other half are those of the accuracy gate, without labels.
 """
 
 from __future__ import annotations
@@ -100,20 +100,21 @@ def write(work: Path, row: dict[str, Any]) -> None:
 
 def export_all(work: Path, measured: list[tuple[str, int, str]]) -> None:
     """Export the adapted runs in the work folder, and print the accuracy of each variant on the target images."""
-    print("| pair | seed | method | variant | target images | run's validation images | last quantization |\n|---|---|---|---|---|---|---|")
+    print("| pair | seed | method | variant | accuracy on target images | agreement | expected drop | last quantization |")
+    print(f"|{'---|' * 8}")
     for pair, seed, method in measured:
         run, target = work / f"{pair}-{seed}-{method}", domains(pair, work)[1]
         if not run.exists():
             continue
         trained = evaluate_run(run, target, EvaluationConfig(every_image=True)).result.accuracy.value
-        print(f"| {pair} | {seed} | {method} | trained | {trained:.3f} | | |", flush=True)
+        print(f"| {pair} | {seed} | {method} | trained | {trained:.3f} | | | |", flush=True)
         with TemporaryDirectory() as folder:
             bundle = export_bundle(run, ExportConfig(unlabeled=target, allow_missing=True), Path(folder) / "bundle")
             for item in bundle.manifest.variants:
                 config = EvaluationConfig(every_image=True, variant=item.name)
                 accuracy = evaluate_bundle(bundle, target, config).result.accuracy.value
                 last = item.attempts[-1].method if item.attempts else ""
-                row = f"{item.name} | {accuracy:.3f} | {item.validation.value:.3f} | {last}"
+                row = f"{item.name} | {accuracy:.3f} | {item.validation.value:.3f} | {bundle.manifest.drop_of(item):.4f} | {last}"
                 print(f"| {pair} | {seed} | {method} | {row} |", flush=True)
             for rejected in bundle.manifest.rejected:
                 print(f"rejected: {rejected.name}: {rejected.reason}", flush=True)

@@ -13,10 +13,9 @@ from edgetl.core.contract import Contract, Outcome
 from edgetl.core.manifest import Manifest, Precision, Rejected, Variant
 from edgetl.core.metrics import RELIABILITY_BINS, images_for_bound
 from edgetl.core.reference import LEAST_IMAGES
-from edgetl.core.results import Attempt, Evaluation, Proportion, Reliability, validation_images, validation_name
+from edgetl.core.results import Attempt, Evaluation, Proportion, Reliability, validation_name
 from edgetl.core.system.execution import Tuning
 from edgetl.core.system.host_load import HostLoad
-from edgetl.core.tasks import SCORE_NAMES
 from edgetl.measure.report import LatencyReport
 
 if TYPE_CHECKING:
@@ -118,14 +117,17 @@ def reliability_lines(evaluation: Evaluation, *, before: Reliability | None = No
 
 def variants_table(manifest: Manifest) -> Table:
     """Return a table with one row per variant, in the order of the bundle."""
-    figure, source = f"{SCORE_NAMES[manifest.task]} {with_interval(manifest.trained)}", validation_name(manifest.folds)
-    title = f"{manifest.name}: trained model {figure} on {source}"
-    table = plain_table(title, "variant", "MB", "validation", "test", "agreement", "confident", "network\nms")
+    source = validation_name(manifest.folds) if manifest.target is None else manifest.gate_images
+    title = f"{manifest.name}: trained model {manifest.score_name} {with_interval(manifest.trained)} on {source}"
+    if manifest.score_name == "agreement":
+        title = f"{manifest.name}: agreement with the trained model on {manifest.trained.n} {source}"
+    figure = "expected\ndrop" if manifest.score_name == "agreement" else "validation" if manifest.target is None else manifest.score_name
+    table = plain_table(title, "variant", "MB", figure, "test", "agreement", "confident", "network\nms")
     for variant in manifest.variants:
         table.add_row(
             variant.name,
             f"{variant.size_bytes / 1e6:.2f}",
-            f"{variant.validation.value:.4f}",
+            f"{manifest.drop_of(variant) if manifest.score_name == 'agreement' else variant.validation.value:.4f}",
             f"{variant.test.value:.4f}" if variant.test else "none",
             f"{variant.agreement.top1_agreement:.3f}",
             f"{variant.agreement.confident_agreement:.3f}",
@@ -200,20 +202,20 @@ def _busy(loads: Sequence[HostLoad], *, verbose: bool) -> str:
 def attempt_lines(manifest: Manifest) -> list[str]:
     """Return a line for each attempt of the quantization search, and for each variant of reduced precision without a search."""
     items: list[Variant | Rejected] = [*manifest.variants, *manifest.rejected]
-    figure = SCORE_NAMES[manifest.task]
+    figure = manifest.score_name
     lines = [f"{item.name}: {attempt.method}: {_measured(attempt, figure)}" for item in items for attempt in item.attempts]
     return lines + [
-        f"{item.name}: {method}: {_measured(_single_attempt(item, manifest.trained), figure)}"
+        f"{item.name}: {method}: {_measured(_single_attempt(item, manifest), figure)}"
         for item in manifest.variants
         if (method := _WITHOUT_SEARCH.get(item.precision))
     ]
 
 
-def _single_attempt(item: Variant, trained: Proportion) -> Attempt:
+def _single_attempt(item: Variant, manifest: Manifest) -> Attempt:
     return Attempt(
         method="",
         accuracy=item.validation.value,
-        drop=trained.value - item.validation.value,
+        drop=manifest.drop_of(item),
         confident_agreement=item.agreement.confident_agreement,
         passed=True,
     )
@@ -240,7 +242,7 @@ def _measured(attempt: Attempt, figure: str) -> str:
 
 def setting_lines(manifest: Manifest) -> list[str]:
     """Return a line for each execution setting besides the default: its metrics and the result of the accuracy gate."""
-    figure, lines = SCORE_NAMES[manifest.task], []
+    figure, lines = manifest.score_name, []
     for variant in manifest.variants:
         for item in variant.settings:
             result = "kept" if item.kept else f"rejected: {item.reason.rstrip('.')}"
@@ -285,12 +287,13 @@ def input_size_lines(manifest: Manifest) -> list[str]:
     before, (height, width) = manifest.trained_at_run_size, manifest.preprocess.input_size
     if before is None:
         return []
-    score, side = SCORE_NAMES[manifest.task], max((row.side for row in manifest.outcomes), default=height)
+    score, side = manifest.score_name, max((row.side for row in manifest.outcomes), default=height)
     scores = f"from {before.value:.4f} to {manifest.trained.value:.4f} (trained model, n = {before.n})"
+    images = "Validation" if manifest.target is None else "Target"
     if side == height:
-        return [f"input size: {height} x {width} (--input-size) instead of the size of the run. Validation {score}: {scores}."]
+        return [f"input size: {height} x {width} (--input-size) instead of the size of the run. {images} {score}: {scores}."]
     return [
-        f"input size: reduced from {side} x {side} to {height} x {width} to keep the latency limit. Validation {score}: {scores}. To keep "
+        f"input size: reduced from {side} x {side} to {height} x {width} to keep the latency limit. {images} {score}: {scores}. To keep "
         f"the size, set --input-size {side} and raise --max-latency-ms."
     ]
 
@@ -299,8 +302,24 @@ def reference_lines(manifest: Manifest) -> list[str]:
     """Return a line if the bundle has no monitoring reference, and the reason."""
     if manifest.reference is not None:
         return []
-    counted = f"{manifest.trained.n} {validation_images(manifest.folds)}"
+    counted = f"{manifest.target.n if manifest.target else manifest.trained.n} {manifest.monitored_images}"
     return [f"no drift detection (--drift of serve and run): {counted}, fewer than {LEAST_IMAGES}."]
+
+
+def target_lines(manifest: Manifest) -> list[str]:
+    """Return lines about the images of the target domain of an adapted run; none for other runs."""
+    found, calibration = manifest.target, manifest.calibration
+    if found is None:
+        return []
+    calibrating = calibration.n if calibration else 0
+    lines = [f"target domain: {found.n} images, of which {found.adapted} adapted the network; {calibrating} calibrate int8."]
+    if found.labeled:
+        return [*lines, f"accuracy gate: accuracy on {manifest.trained.n} labeled target images."]
+    return [
+        *lines,
+        f"accuracy gate: agreement with the trained model on {manifest.trained.n} target images without labels. The accuracy in the target "
+        f"domain is not measured. To decide by accuracy, run `edgetl adapt` with --target-labels.",
+    ]
 
 
 def slower_lines(manifest: Manifest) -> list[str]:
@@ -341,7 +360,7 @@ def certainty_lines(manifest: Manifest) -> list[str]:
     lines = []
     n, allowed = manifest.trained.n, manifest.max_changed
     if allowed is not None:
-        lines.append(f"{allowed} of {n} {validation_images(manifest.folds)} may change (--max-drop {manifest.max_drop:g}).")
+        lines.append(f"{allowed} of {n} {manifest.gate_images} may change (--max-drop {manifest.max_drop:g}).")
         if 0 < n * manifest.max_drop < 1:
             lines[0] += (
                 f" One image changes the accuracy by {1 / n:.4f}, so {n} images cannot resolve this limit. Predictions on random crops of "
@@ -356,7 +375,7 @@ def certainty_lines(manifest: Manifest) -> list[str]:
     n = max(item.accuracy_drop.n for item in unsure if item.accuracy_drop)
     return [
         *lines,
-        f"{n} {validation_images(manifest.folds)} are too few to exclude an accuracy drop above {UNCERTAIN_DROP:g} (fixed limit of "
+        f"{n} {manifest.gate_images} are too few to exclude an accuracy drop above {UNCERTAIN_DROP:g} (fixed limit of "
         f"this warning). One-sided 95 % bounds of the drop: {shown}. At least {images_for_bound(UNCERTAIN_DROP)} images are "
         f"needed. With --strict, the limit of the bound is --max-drop.",
     ]
@@ -365,7 +384,7 @@ def certainty_lines(manifest: Manifest) -> list[str]:
 def order_line(manifest: Manifest) -> str:
     """Return a sentence about the order of the variants in the bundle."""
     last = "file size, because the host was busy" if manifest.sorted_by == "accuracy" else "latency"
-    keys = f"validation {SCORE_NAMES[manifest.task]}, then {last}"
+    keys = f"{'validation ' if manifest.target is None else ''}{manifest.score_name}, then {last}"
     if manifest.contract is None and manifest.sorted_by == "time":
         keys = "network ms, the fastest first"
     return f"order of the variants: {keys}. `edgetl predict` uses the first variant with an installed engine."

@@ -69,3 +69,22 @@ class Lineage(StrictModel):
     data_fingerprint: Sha256
     train_images: int
     leaked_test_images: int = 0
+
+
+class TargetImages(StrictModel):
+    """Images of the target domain of an adapted run (``edgetl adapt``). Such a bundle uses them in place of the images of the training.
+
+    They calibrate int8, decide in the accuracy gate, and are the golden images and the monitoring reference.
+
+    Attributes:
+        n: number of different images that were read, without the labeled ones of another folder.
+        adapted: number of them that adapted the network.
+        labeled: number of labeled images on which the accuracy gate decides. 0: the gate decides without labels, by the agreement with the
+            trained model.
+        images_sha256: SHA-256 over the content hashes of the ``n`` images.
+    """
+
+    n: int = Field(ge=1)
+    adapted: int = Field(ge=0)
+    labeled: int = Field(ge=0)
+    images_sha256: Sha256

@@ -14,13 +14,13 @@ from pydantic import AfterValidator, Field, model_validator
 from edgetl.core.config import StrictModel
 from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.files.names import label_problem
-from edgetl.core.lineage import Lineage, Sha256
+from edgetl.core.lineage import Lineage, Sha256, TargetImages
 from edgetl.core.preprocess import InputForm, PreprocessSpec
 from edgetl.core.reference import Reference
-from edgetl.core.results import AccuracyDrop, Agreement, Attempt, Proportion, UnlabeledAgreement
+from edgetl.core.results import AccuracyDrop, Agreement, Attempt, Proportion, UnlabeledAgreement, validation_images
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host_load import HostLoad
-from edgetl.core.tasks import CLASS_TASKS, DecisionRule, KnnHead, OutputDecoding, Task
+from edgetl.core.tasks import CLASS_TASKS, SCORE_NAMES, DecisionRule, KnnHead, OutputDecoding, Task
 
 MANIFEST_NAME = "manifest.json"
 # Optional detached signature over the exact bytes of the manifest (``edgetl.device.signature``).
@@ -133,7 +133,8 @@ class Variant(StrictModel):
         output: name of the output tensor, float32 ``[batch, labels]``: logits, or the numbers of a regression. Anomaly detection: the heat
             map, ``[batch, height * width]``, in rows.
         agreement: agreement with the trained model on validation images.
-        validation: accuracy, or the task metric (``Evaluation.score``), on the validation images. The accuracy gate uses it.
+        validation: accuracy, or the task metric (``Evaluation.score``), on the validation images. The accuracy gate uses it. See
+            ``Manifest.trained`` for the images of an adapted run.
         test: the same on the test images, for information; none without test images.
         accuracy_drop: accuracy drop against the trained model on the validation images, with its interval. Classification only.
         unlabeled: agreement on unlabeled images; none for fp32.
@@ -193,7 +194,8 @@ class Golden(StrictModel):
 
     Attributes:
         image: encoded image file.
-        label: true label as text: the class, the labels joined by commas, or the number.
+        label: true label as text: the class, the labels joined by commas, or the number. For an image without a label, the class that the
+            trained model predicts.
         scores: scores of each variant with the temperature 1, by its name, in the order of ``Manifest.labels``. They do not depend on the
             calibration of the scores.
     """
@@ -204,21 +206,23 @@ class Golden(StrictModel):
 
 
 class Calibration(StrictModel):
-    """Calibration of int8 ranges: training images, preprocessed as ``Manifest.preprocess``.
+    """Calibration of int8 ranges: training or target images, preprocessed as ``Manifest.preprocess``.
 
     Attributes:
         n: number of images.
+        source: ``training`` images, or ``target`` images of an adapted run.
         images_sha256: SHA-256 over the content hashes of the images.
         preprocess_sha256: SHA-256 of the preprocessing settings (``PreprocessSpec.digest``).
     """
 
     n: int
+    source: Literal["training", "target"] = "training"
     images_sha256: Sha256
     preprocess_sha256: Sha256
 
     def describe(self, task: Task) -> str:
         """Return the images as text. Anomaly detection also uses a copy of each with confetti noise."""
-        return f"{self.n} training images{', and a copy of each with confetti noise' if task == 'anomaly' else ''}"
+        return f"{self.n} {self.source} images{', and a copy of each with confetti noise' if task == 'anomaly' else ''}"
 
 
 class Rejected(StrictModel):
@@ -257,12 +261,15 @@ class Manifest(StrictModel):
         max_drop: largest accuracy drop that the accuracy gate allows, 0..1.
         max_changed: number of validation images (of ``trained.n``) that a file of reduced precision may lose on balance. Classification
             only.
-        trained: task metric (``Evaluation.score``) of the trained model on the validation images, at the bundle's input size.
+        trained: task metric (``Evaluation.score``) of the trained model on the images of the accuracy gate, at the bundle's input size.
+            These are validation images, or those of ``target``. Without labels, this metric and ``Variant.validation`` are the agreement
+            with the trained model at the input size of the training: 1 for the trained model itself.
         folds: number of folds if the training was cross-validated. Validation figures are then out-of-fold figures of the training images.
             0: there were separate validation images.
         trained_at_run_size: the same at the input size of the training, if it differs.
+        target: target images of an adapted run, which replace validation and training images; none for other runs.
         golden: golden images.
-        reference: monitoring reference for drift detection; none with fewer than 50 validation images.
+        reference: monitoring reference for drift detection; none with fewer than 50 images.
         calibration: images for the calibration of int8; none without int8 variants.
         contract: limits that every variant keeps; none without a contract.
         outcomes: outcomes of all attempted variants, input sizes and thread counts; empty without a contract.
@@ -291,6 +298,7 @@ class Manifest(StrictModel):
     trained: Proportion
     folds: int = Field(default=0, ge=0)
     trained_at_run_size: Proportion | None = None
+    target: TargetImages | None = None
     golden: tuple[Golden, ...] = Field(min_length=1)
     reference: Reference | None = None
     calibration: Calibration | None
@@ -348,6 +356,29 @@ class Manifest(StrictModel):
     def decoding(self) -> OutputDecoding:
         """Output decoding of the variants."""
         return OutputDecoding(self.task, self.labels, self.decision_rule)
+
+    @property
+    def gate_images(self) -> str:
+        """Name of the images on which the accuracy gate decided, such as ``validation images``."""
+        if self.target is None:
+            return validation_images(self.folds)
+        return "labeled target images" if self.target.labeled else "unlabeled target images"
+
+    @property
+    def monitored_images(self) -> str:
+        """Name of the images of the monitoring reference."""
+        return validation_images(self.folds) if self.target is None else "target images"
+
+    @property
+    def score_name(self) -> str:
+        """Name of the metric of ``trained`` and ``Variant.validation``: ``agreement`` without labels, otherwise that of the task."""
+        return "agreement" if self.target is not None and not self.target.labeled else SCORE_NAMES[self.task]
+
+    def drop_of(self, variant: Variant) -> float:
+        """Return the accuracy drop of a variant, 0..1. Without labels, it is the expected drop; 0 for fp32."""
+        if self.target is None or self.target.labeled:
+            return self.trained.value - variant.validation.value
+        return (variant.unlabeled.expected_drop if variant.unlabeled else None) or 0.0
 
     def all_files(self) -> tuple[BundleFile, ...]:
         """Return the entries of all files of the bundle, without the manifest."""

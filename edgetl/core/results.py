@@ -105,15 +105,16 @@ class UnlabeledAgreement(StrictModel):
     """Agreement of an exported file with the trained model on images whose labels are not used.
 
     Attributes:
-        n: number of compared predictions: validation images, ``unlabeled`` images and ``crops`` together.
+        n: number of compared predictions: labeled images, ``target`` and ``unlabeled`` images, and ``crops`` together.
         top1_agreement: ratio of equal predictions, as in ``Agreement``.
         expected_drop: accuracy drop that the scores of the trained model predict, 0..1. Mean of its score for its own class minus its
             score for the class that the file predicts. A change between two equally likely classes costs nothing. Classification only.
         beyond_half_margin: ratio of images with a logit error above half the margin. The margin is the difference of the trained model's
             two largest logits. The error is the largest change of a difference between the top class's logit and another logit.
         relative_error: median error divided by the median margin.
-        unlabeled: number of images of ``--unlabeled``.
-        crops: number of random crops of validation images. With fewer than ten validation images, training images are cropped too.
+        target: number of unlabeled target images of an adapted run.
+        unlabeled: number of images of ``--unlabeled``, for other runs.
+        crops: number of random crops of the gate's images. With fewer than ten of them, calibration images are cropped too.
     """
 
     n: int
@@ -121,27 +122,26 @@ class UnlabeledAgreement(StrictModel):
     expected_drop: float | None = None
     beyond_half_margin: float | None = None
     relative_error: float | None = None
+    target: int = 0
     unlabeled: int = 0
     crops: int = 0
 
     @property
     def images(self) -> str:
         """Numbers of the compared images as text."""
-        parts = [f"{self.n - self.unlabeled - self.crops} labeled images"]
-        parts += [f"{self.unlabeled} images of --unlabeled"] if self.unlabeled else []
-        parts += [f"{self.crops} random crops"] if self.crops else []
+        others = {"target images": self.target, "images of --unlabeled": self.unlabeled, "random crops": self.crops}
+        counts = {"labeled images": self.n - sum(others.values()), **others}
+        parts = [f"{count} {name}" for name, count in counts.items() if count]
         return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 class Attempt(StrictModel):
-    """Attempt of the quantization search, with its results on the validation images.
-
-    An attempt for which the tools wrote no file has no results.
+    """Attempt of the quantization search, with its results on the gate's images; without results if the tools wrote no file.
 
     Attributes:
         method: quantization method.
         accuracy: task metric (``Evaluation.score``).
-        drop: accuracy drop that the accuracy gate limits, 0..1.
+        drop: accuracy drop that the accuracy gate limits, 0..1. Without labels: the expected drop.
         confident_agreement: as in ``Agreement``.
         passed: true if the accuracy gate accepted the attempt.
         accuracy_drop: accuracy drop with its interval. Classification only.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -112,6 +114,12 @@ class PixelSet:
         for row, pixels in zip(out, chosen, strict=True):
             normalize(pixels, self.spec, row)
         return out
+
+    def with_labels(self, labels: Iterable[int]) -> PixelSet:
+        """Return the same images with other labels. Both sets share the decoded pixels."""
+        other = copy.copy(self)
+        other.samples = [replace(sample, label=label) for sample, label in zip(self.samples, labels, strict=True)]
+        return other
 
     def _decode(self, sample: Sample) -> list[NDArray[np.uint8]]:
         """Return the pixels of an image, or of its random crops."""

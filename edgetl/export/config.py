@@ -63,7 +63,8 @@ class ExportConfig(StrictModel):
         formats: file formats, ``onnx`` and ``openvino``.
         precisions: ``fp32``, ``fp16``, ``int8`` (weights and activations), ``int8-weights`` (weights only).
         data: folder of the run's images. None uses the folder of the training.
-        unlabeled: folder of unlabeled images for the accuracy gate.
+        unlabeled: folder of unlabeled images for the accuracy gate, for an adapted run also for the calibration. None uses the images of
+            the adaptation.
         name: name of the model in the manifest. None uses the name of the run.
         max_drop: largest drop of a quantized variant on the validation images, 0..1.
         strict: compare ``max_drop`` with the one-sided 95 % bound of the drop.
@@ -89,7 +90,9 @@ class ExportConfig(StrictModel):
         option="precision",
         metavar="LIST",
     )
-    data: Path | None = _common(None, "Folder of the images that the run was trained on. Default: its original path.")
+    data: Path | None = _common(
+        None, "Folder of the images that the run was trained on, except for adapted runs. Default: its original path."
+    )
     max_drop: float = _gate(
         0.01,
         "Accuracy gate: largest accuracy drop of a variant on the validation images, 0..1. The metric is accuracy; for multi-label, mean "
@@ -99,7 +102,9 @@ class ExportConfig(StrictModel):
     )
     strict: bool = _gate(False, "Compare --max-drop with the upper 95 % confidence bound of the drop, not with its estimate.")
     unlabeled: Path | None = _gate(
-        None, "Folder of unlabeled images. The accuracy gate also measures agreement with the trained model on them."
+        None,
+        "Folder of unlabeled images. The accuracy gate also measures agreement with the trained model on them. Adapted run: images of the "
+        "target domain for calibration and gate. Default: those of the adaptation, or none for other runs.",
     )
     allow_missing: bool = _gate(False, "Write the bundle although a variant failed the gate. fp16 replaces an int8 variant that failed.")
     min_agreement: float = _gate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,12 +19,11 @@ from edgetl.core.output_decoding import decode
 from edgetl.core.preprocess import PreprocessSpec, decode_factor, pixels_of
 from edgetl.core.progress import Progress
 from edgetl.core.reference import Reference, describe_validation, image_statistics
-from edgetl.core.results import Proportion
+from edgetl.core.results import Proportion, validation_images
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.core.system.host import available_cores, versions
 from edgetl.core.tasks import KnnHead
-from edgetl.data.anomalies.defects import with_confetti, with_defects
-from edgetl.data.folder import Sample
+from edgetl.data.anomalies.defects import with_confetti
 from edgetl.data.loading import PixelSet, stratified, truth_of
 from edgetl.errors import AccuracyGateError, ConfigError, first_line
 from edgetl.export.config import ExportConfig
@@ -35,7 +34,6 @@ from edgetl.export.gate.agreement import (
     GateResult,
     GateSet,
     Logits,
-    accuracy_drop,
     drop_reason,
     evaluate_file,
     outputs_of,
@@ -43,7 +41,8 @@ from edgetl.export.gate.agreement import (
     trained_logits,
 )
 from edgetl.export.gate.anomalies import ConfettiSet, choose_confetti
-from edgetl.export.gate.unlabeled import AgreementSet, choose_images, read_unlabeled
+from edgetl.export.gate.images import ExportImages, read_images
+from edgetl.export.gate.unlabeled import AgreementSet, choose_images
 from edgetl.export.quantize.attempts import FloatHead, MeasurementImages
 from edgetl.export.quantize.search import RefitData
 from edgetl.runtime.engine import load_engine
@@ -76,31 +75,29 @@ class ExportContext:
         config: options of the export.
         limits: options of the accuracy gate. If the input is smaller than the run's, the drop that this costs is subtracted from
             ``max_drop``.
-        gate: validation images at the bundle's input size. They decide whether a variant passes. Anomaly detection: normal images, and
-            copies of them with synthetic defects.
-        train: training samples for re-fitting heads.
-        validation: images of the monitoring reference. All validation images, or a random sample of ``config.gate_images``. In a
-            cross-validated run, the training images.
+        images: images of the export, see ``edgetl.export.gate.images``.
+        gate: images at the bundle's input size that decide whether a variant passes. Anomaly detection: normal images, and copies of them
+            with synthetic defects.
+        monitored: images of the monitoring reference. All of ``images.reference``, or a random sample of ``config.gate_images``. In a
+            cross-validated run, the images of the gate.
         test: test images. They are reported only.
         calibration: images for measuring the int8 ranges. Anomaly detection: also a copy of each with confetti noise, because ranges of
             normal images alone clip the activations of anomalies.
         work: folder for intermediate files.
         progress: called at each stage.
-        unlabeled: additional unlabeled images for measuring agreement.
         full_size: the trained model's score at the run's input size, if the bundle's input size differs.
     """
 
     run: Run
     config: ExportConfig
     limits: ExportConfig
+    images: ExportImages
     gate: GateSet
-    train: list[Sample]
-    validation: PixelSet
+    monitored: PixelSet
     test: PixelSet
     calibration: PixelSet
     work: Path
     progress: Progress
-    unlabeled: list[Sample] = field(default_factory=list)
     full_size: Proportion | None = None
 
     @property
@@ -134,9 +131,9 @@ class ExportContext:
 
     @property
     def strict_problem(self) -> str:
-        """Reason why ``--strict`` rejects every file of reduced precision on so few validation images; empty if it does not."""
-        n, folds = len(self.gate.samples), self.run.record.folds
-        return too_few_for_strict(n, self.limits, folds=folds) if self.gate.decoding.task == "classification" else ""
+        """Reason why ``--strict`` rejects every file of reduced precision on so few images of the gate; empty if it does not."""
+        n, images = len(self.gate.samples), self.gate.name
+        return too_few_for_strict(n, self.limits, images=images) if self.gate.decoding.task == "classification" else ""
 
     def open_variant(self, format_: Format, files: Sequence[Path], setting: ExecutionSetting = DEFAULT_SETTING) -> Logits:
         """Load a variant's files as a function of normalized float32 batches, even if the network takes uint8 pixels."""
@@ -146,11 +143,11 @@ class ExportContext:
     @cached_property
     def agreement_set(self) -> AgreementSet:
         """Unlabeled images and crops in addition to the gate's images, with the trained model's outputs for them."""
-        others = [] if self.run.record.folds else self.train
-        images = choose_images(self.gate.samples, others, self.unlabeled, self.gate.spec)
+        others = [] if self.gate.folds else self.images.fitting
+        images = choose_images(self.gate.samples, others, self.images.unlabeled, self.gate.spec)
         outputs = np.concatenate([self.gate.trained[:0], *(self._trained_outputs(part) for part in images)])
         offset = np.zeros_like(outputs)
-        if self.run.record.folds and images and images[-1].crops:
+        if self.gate.folds and images and images[-1].crops:
             offset[-len(images[-1]) :] = np.repeat(self.gate.offset, images[-1].crops, axis=0)
         return AgreementSet(images, outputs + offset, offset)
 
@@ -170,8 +167,8 @@ class ExportContext:
 
     @cached_property
     def refit(self) -> RefitData:
-        """Data for re-fitting the head: training images, the trained model's outputs for them, and its head."""
-        images = PixelSet(stratified(self.train, max(LEAST_REFIT_IMAGES, self.config.calibration_images)), self.gate.spec)
+        """Data for re-fitting the head: images, the trained model's outputs for them, and its head."""
+        images = PixelSet(stratified(self.images.fitting, max(LEAST_REFIT_IMAGES, self.config.calibration_images)), self.gate.spec)
         head = self.run.load_model().get_submodule(self.run.record.backbone.head_name)
         assert isinstance(head, nn.Linear)
         found: torch.Tensor | None = head.bias
@@ -180,8 +177,8 @@ class ExportContext:
 
     @cached_property
     def reference(self) -> Reference | None:
-        """Monitoring reference: predictions of the trained model and image statistics of the validation images."""
-        images, decoding = self.validation, self.gate.decoding
+        """Monitoring reference: predictions of the trained model and image statistics of validation or target images."""
+        images, decoding = self.monitored, self.gate.decoding
         outputs = self.gate.trained if images is self.gate.images else self._trained_outputs(images)
         statistics = np.concatenate([image_statistics(batch, images.spec) for batch in images.batches()])
         return describe_validation(decode(decoding, outputs), statistics, decoding)
@@ -196,7 +193,8 @@ class ExportContext:
             return None
         samples = [sample for sample in self.calibration.samples if sample.synthetic is None]
         digest = hashlib.sha256("\n".join(sorted(sample.content for sample in samples)).encode()).hexdigest()
-        return Calibration(n=len(samples), images_sha256=digest, preprocess_sha256=self.gate.spec.digest())
+        source, preprocess = self.images.source, self.gate.spec.digest()
+        return Calibration(n=len(samples), source=source, images_sha256=digest, preprocess_sha256=preprocess)
 
     def measurement_images(self, count: int = MEASUREMENT_IMAGES) -> MeasurementImages:
         """Return ``count`` gate images for measuring operations. Classes alternate. Anomaly detection: half have confetti noise."""
@@ -216,61 +214,76 @@ def prepare(run: Run, config: ExportConfig, work: Path, progress: Progress) -> E
 
     Raises:
         DataError: the run's images are missing, or ``unlabeled`` contains no usable image.
-        ConfigError: the network does not support the requested input size.
+        ConfigError: the network does not support the requested input size, or an option does not fit the run.
         AccuracyGateError: a smaller input alone exceeds ``max_drop``, or there are too few calibration images for int8, or too few
             validation images for ``strict``.
     """
-    train, test = run.samples("train", config.data), run.samples("test", config.data)
-    folds = run.record.folds
-    val = train if folds else run.samples("val", config.data)
-    labeled, tested = (with_defects(part) if run.record.task == "anomaly" else part for part in (val, test))
-    _check_request(run, config, train, val)
-    unlabeled = read_unlabeled(config.unlabeled, train) if config.unlabeled else []
+    images = read_images(run, config, progress=progress)
+    _check_request(run, config, images)
     spec = resized(run.record.preprocess, config.input_size)
-    gate = _gate_set(run, PixelSet(stratified(labeled, config.gate_images), spec), progress)
-    full = gate if spec == run.record.preprocess else _gate_set(run, PixelSet(gate.samples, run.record.preprocess), progress)
-    if folds:
-        rows = {sample.path: row for sample, row in zip(train, run.out_of_fold_outputs(), strict=True)}
-        offset = np.stack([rows[sample.path] for sample in gate.samples]) - full.trained
-        gate, full = (replace(item, trained=item.trained + offset, offset=offset, folds=folds) for item in (gate, full))
+    gate, full = _gate_sets(run, config, images, spec, progress=progress)
     limits, full_size = config, None
     if spec != run.record.preprocess:
         full_size, left = _allow_for_size(full, gate, config)
         limits = config.model_copy(update={"max_drop": left})
-    calibrating = stratified(train, config.calibration_images)
+    calibrating = stratified(images.fitting, config.calibration_images)
     calibrating = with_confetti(calibrating) if run.record.task == "anomaly" else calibrating
-    test_images, calibration = PixelSet(stratified(tested, config.gate_images), spec), PixelSet(calibrating, spec)
+    test_images, calibration = PixelSet(stratified(images.test, config.gate_images), spec), PixelSet(calibrating, spec)
     # The gate's images are balanced over the classes. The reference needs the class frequencies of the data.
-    sample = PixelSet(sorted(val, key=lambda item: item.content)[: config.gate_images], spec)
-    validation = gate.images if folds or (labeled is val and len(val) <= config.gate_images) else sample
-    context = ExportContext(run, config, limits, gate, train, validation, test_images, calibration, work, progress, unlabeled, full_size)
+    sample = PixelSet(sorted(images.reference, key=lambda item: item.content)[: config.gate_images], spec)
+    complete = images.reference is images.gate and len(images.gate) <= config.gate_images
+    monitored = gate.images if images.folds or complete else sample
+    context = ExportContext(run, config, limits, images, gate, monitored, test_images, calibration, work, progress, full_size)
     if run.record.task == "anomaly":
         context.gate = replace(context.gate, confetti=lambda: context.confetti)
     # Crops of normal images change the decisions of an anomaly detector, whose gate has synthetic defects instead.
-    if run.record.task != "anomaly" or unlabeled:
+    if run.record.task != "anomaly" or images.unlabeled:
         context.gate = replace(context.gate, more=lambda: context.agreement_set)
     return context
 
 
-def _check_request(run: Run, config: ExportConfig, train: Sequence[Sample], val: Sequence[Sample]) -> None:
+def _check_request(run: Run, config: ExportConfig, images: ExportImages) -> None:
     """Check that the run's images and task allow the requested files, before anything is computed.
 
     Raises:
         AccuracyGateError: there are too few calibration images for int8, or too few validation images for ``strict``.
-        ConfigError: an input size is requested for an anomaly detector.
+        ConfigError: an input size is requested for an anomaly detector, or ``strict`` without labels.
     """
     if run.record.task == "anomaly" and config.input_size is not None:
         raise ConfigError("--input-size: the heat map of an anomaly detector has a fixed size. Train at this size (--input-size).")
-    if "int8" in config.precisions and min(len(train), config.calibration_images) < LEAST_CALIBRATION:
+    used = min(len(images.fitting), config.calibration_images)
+    if "int8" in config.precisions and used < LEAST_CALIBRATION:
         raise AccuracyGateError(
-            f"int8 calibration needs at least {LEAST_CALIBRATION} images, and {min(len(train), config.calibration_images)} would be used. "
-            f"Nothing was written. Raise --num-samples, add training images, or remove int8 from --precision."
+            f"int8 calibration needs at least {LEAST_CALIBRATION} images, and {used} would be used. Nothing was written. Raise "
+            f"--num-samples, add {images.source} images, or remove int8 from --precision."
         )
     reduced = run.record.task == "classification" and any(precision != "fp32" for precision in config.precisions)
-    n = min(len(val), config.gate_images)
-    if reduced and not config.allow_missing and (problem := too_few_for_strict(n, config, folds=run.record.folds)):
-        more = "training" if run.record.folds else "validation"
-        raise AccuracyGateError(f"{problem}. Nothing was written. Add {more} images, raise --max-drop, or omit --strict.")
+    if reduced and config.strict and images.kind == "unlabeled target":
+        raise ConfigError(
+            f"--strict needs labels, and the target images of {run.path} have none. Adapt the run with --target-labels, or omit --strict."
+        )
+    name = validation_images(images.folds) if images.kind == "validation" else f"{images.kind} images"
+    n = min(len(images.gate), config.gate_images)
+    if reduced and not config.allow_missing and (problem := too_few_for_strict(n, config, images=name)):
+        more = "training images" if images.folds else name
+        raise AccuracyGateError(f"{problem}. Nothing was written. Add {more}, raise --max-drop, or omit --strict.")
+
+
+def _gate_sets(
+    run: Run, config: ExportConfig, images: ExportImages, spec: PreprocessSpec, *, progress: Progress
+) -> tuple[GateSet, GateSet]:
+    """Return the gate's images with the trained model's outputs, at the bundle's input size (``spec``) and at the run's."""
+    gate = _gate_set(run, PixelSet(stratified(images.gate, config.gate_images), spec), progress)
+    full = gate if spec == run.record.preprocess else _gate_set(run, PixelSet(gate.samples, run.record.preprocess), progress)
+    gate, full = (replace(item, kind=images.kind, folds=images.folds) for item in (gate, full))
+    if images.folds:
+        rows = {sample.path: row for sample, row in zip(images.fitting, run.out_of_fold_outputs(), strict=True)}
+        offset = np.stack([rows[sample.path] for sample in gate.samples]) - full.trained
+        gate, full = (replace(item, trained=item.trained + offset, offset=offset) for item in (gate, full))
+    if not gate.labeled:
+        predicted = full.trained.argmax(axis=1).tolist()
+        gate, full = (replace(item, images=item.images.with_labels(predicted)) for item in (gate, full))
+    return gate, full
 
 
 def resized(spec: PreprocessSpec, side: int | None) -> PreprocessSpec:
@@ -301,8 +314,7 @@ def _allow_for_size(full: GateSet, gate: GateSet, config: ExportConfig) -> tuple
             f"the input size of {gate.spec.input_size[0]} pixels lowers the score of the trained model: {reason}. Nothing was written. "
             f"Train at this size, or raise --max-drop."
         )
-    drop = accuracy_drop(full.evaluation, gate.evaluation)
-    return full.evaluation.score, min(config.max_drop, config.max_drop - drop)
+    return full.evaluation.score, min(config.max_drop, config.max_drop - full.drop_of(gate.trained))
 
 
 def open_files(

@@ -16,6 +16,7 @@ from edgetl.core.system.host import available_cores, fingerprint
 from edgetl.data.loading import stratified
 from edgetl.errors import AccuracyGateError, ConfigError, ContractError
 from edgetl.export.config import ExportConfig
+from edgetl.export.gate.images import read_images
 from edgetl.export.package import RETRIES, Selection, export_bundle, outcomes_of
 from edgetl.measure.config import BenchConfig
 from edgetl.measure.device_profile import on_device, read_profile
@@ -134,7 +135,7 @@ def export_under_contract(
         raise ConfigError("the deployment contract has no limit. Set --max-latency-ms, --max-size-mb or --memory-mb.")
     device = None if config.profile is None else read_profile(config.profile, contract)
     opened = open_run(run)
-    images = [sample.path for sample in stratified(opened.samples(opened.record.selection_part, config.data), TIMED_IMAGES)]
+    images = [sample.path for sample in stratified(read_images(opened, config, progress=progress).reference, TIMED_IMAGES)]
     search = ContractSearch(contract, config.max_drop, images, device, progress, notes=_fixed_size(opened, config))
     config = config.model_copy(update={"allow_missing": True, "formats": search.exclude(config, opened.record.preprocess.input_size[0])})
     with reserved(out, inputs=run_inputs([opened], config.data), overwrite=overwrite):
@@ -240,7 +241,9 @@ def _offer(search: ContractSearch, bundle: Bundle, row: VariantReport, threads: 
     if search.device is not None:
         row = on_device(row, variant, search.device)
     latency = _p90(row.whole if contract.latency_of == "whole" else row.infer)
-    drop = (manifest.trained_at_run_size or manifest.trained).value - variant.validation.value
+    drop = manifest.drop_of(variant)
+    if manifest.trained_at_run_size is not None and (manifest.target is None or manifest.target.labeled):
+        drop += manifest.trained_at_run_size.value - manifest.trained.value  # without labels, only the gate limits the drop of the size
     size, memory = row.size_bytes / 1e6, row.cold.peak_rss_mb
     limits: tuple[tuple[ClauseName, float | None, float], ...] = (
         ("latency", contract.max_latency_ms, latency),

@@ -7,7 +7,7 @@ from typing import assert_never
 
 from edgetl.core.contract import ContractRecord, Outcome
 from edgetl.core.lineage import describe_parent
-from edgetl.core.manifest import Manifest, Precision
+from edgetl.core.manifest import Manifest, Precision, Variant
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.reference import LEAST_IMAGES
 from edgetl.core.results import Evaluation, Proportion, validation_images
@@ -22,13 +22,17 @@ _CROSS_VALIDATED = (
     "- Validation: cross-validated ({} folds). Validation figures are out-of-fold figures of the training images. The head of the bundle "
     "is fitted on all of them."
 )
+_ADAPTED = (
+    "- Domain adaptation: {0.chosen}, to {0.images} unlabeled images of another domain, chosen by {0.chosen_by}. The validation and test "
+    "images are of the domain of the training"
+)
 
 
 def write_card(manifest: Manifest, record: RunRecord, *, signed_by: str | None = None) -> str:
     """Return the model card of a bundle as Markdown. ``signed_by`` is the fingerprint of the key that signs the bundle."""
-    task, *facts = run_lines(record, manifest.preprocess, manifest.trained, at_run_size=manifest.trained_at_run_size)
+    task, *facts = _facts(manifest, record)
     pixels = any(variant.input_form == "uint8" for variant in manifest.variants)
-    calibration, reference = manifest.calibration, manifest.reference
+    calibration = manifest.calibration
     lines = [
         f"# {manifest.name}",
         "",
@@ -37,19 +41,19 @@ def write_card(manifest: Manifest, record: RunRecord, *, signed_by: str | None =
         *facts,
         *(["- Input of the files: uint8 [batch, height, width, 3], RGB, resized and cropped. The files normalize it."] if pixels else []),
         f"- Calibration of int8: {calibration.describe(manifest.task) if calibration else 'none, because no int8 variant was requested'}",
-        f"- Monitoring reference: {f'{reference.n} images' if reference else f'none, fewer than {LEAST_IMAGES} images'} of the validation",
+        f"- Monitoring reference: {_reference(manifest)}",
         *([f"- Signed by the key with the fingerprint (SHA-256) {signed_by}"] if signed_by else []),
         "",
         "## Variants",
         "",
-        "| variant | size | validation | test | agreement | confident agreement | network latency | quantization |",
+        f"| variant | size | {_score_column(manifest)} | test | agreement | confident agreement | network latency | quantization |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for variant in manifest.variants:
         agreement = variant.agreement
         method = variant.attempts[-1].method if variant.attempts else _METHODS[variant.precision]
         lines.append(
-            f"| {variant.name} | {variant.size_bytes / 1e6:.2f} MB | {_with_interval(variant.validation)} | "
+            f"| {variant.name} | {variant.size_bytes / 1e6:.2f} MB | {_score_of(manifest, variant)} | "
             f"{_with_interval(variant.test) if variant.test else 'none'} | {agreement.top1_agreement:.3f} | "
             f"{agreement.confident_agreement:.3f} | {variant.median_ms:.1f} ms{' (busy host)' if variant.load else ''} | {method} |"
         )
@@ -64,14 +68,58 @@ def write_card(manifest: Manifest, record: RunRecord, *, signed_by: str | None =
     return "\n".join([*lines, ""])
 
 
+def _facts(manifest: Manifest, record: RunRecord) -> list[str]:
+    """Return ``run_lines`` of the run, and lines about the target images of an adapted run, whose ``trained`` score is on them."""
+    if manifest.target is None:
+        return run_lines(record, manifest.preprocess, manifest.trained, at_run_size=manifest.trained_at_run_size)
+    return [*run_lines(record, manifest.preprocess, record.validation.score), *_target(manifest, record)]
+
+
+def _target(manifest: Manifest, record: RunRecord) -> list[str]:
+    """Return lines about the images of the target domain of an adapted run: their numbers, and the decision of the accuracy gate."""
+    found = manifest.target
+    if found is None:
+        return []
+    score = f"{SCORE_NAMES[record.task]} of the trained model {_with_interval(manifest.trained)}"
+    decided = f"by {score}" if found.labeled else f"by the agreement with the trained model on {manifest.trained.n} images"
+    return [
+        f"- Target domain: {found.n} unlabeled images, of which {found.adapted} adapted the network",
+        f"- Accuracy gate: {manifest.gate_images}, {decided}. It did not use images of the training, which are of another domain",
+        *([] if found.labeled else ["- Accuracy in the target domain: not measured, because the target images have no labels"]),
+    ]
+
+
+def _score_column(manifest: Manifest) -> str:
+    """Return the heading of the figures by which the accuracy gate decided."""
+    return "expected drop" if manifest.score_name == "agreement" else "validation" if manifest.target is None else manifest.score_name
+
+
+def _score_of(manifest: Manifest, variant: Variant) -> str:
+    """Return this figure of a variant: its score with the interval, or its expected drop without labels."""
+    return f"{manifest.drop_of(variant):.4f}" if manifest.score_name == "agreement" else _with_interval(variant.validation)
+
+
+def _reference(manifest: Manifest) -> str:
+    """Return the images of the monitoring reference as text."""
+    images = "of the validation" if manifest.target is None else "of the target domain"
+    return f"{f'{manifest.reference.n} images' if manifest.reference else f'none, fewer than {LEAST_IMAGES} images'} {images}"
+
+
 def _columns(manifest: Manifest, record: RunRecord) -> list[str]:
     """Return a Markdown list that explains the columns of the table of variants."""
-    images = validation_images(record.folds)
+    images = manifest.gate_images
     interval = "Wilson interval" if record.task in ("classification", "ordinal") else "bootstrap interval"
     unit = "decisions" if record.task == "multi-label" else "images"
-    return [
+    first = (
         f"- validation, test: {SCORE_NAMES[record.task]} with its 95 % {interval}. {images.capitalize()} selected the variants. Results on "
-        f"test images are reported only.",
+        f"test images are reported only."
+    )
+    if manifest.target is not None:
+        first = f"- accuracy: with its 95 % {interval}, on {images}, which selected the variants."
+    if manifest.score_name == "agreement":
+        first = f"- expected drop: accuracy drop by the scores of the trained model, on {images}, which selected the variants, and crops."
+    return [
+        first,
         f"- agreement: ratio of {images.replace('images', unit)} with the same prediction as the trained model.",
         f"- confident agreement: the same ratio for the {unit} with a confident prediction of the trained model.",
         f"- network latency: median of one image on one thread of {manifest.host.get('cpu', 'the exporting host')}, without decoding and "
@@ -90,7 +138,8 @@ def _settings(manifest: Manifest) -> list[str]:
     ]
     if not rows:
         return []
-    head = ["| variant | setting | validation | test | agreement | accuracy gate |", "|---|---|---|---|---|---|"]
+    metric = "validation" if manifest.target is None else manifest.score_name
+    head = [f"| variant | setting | {metric} | test | agreement | accuracy gate |", "|---|---|---|---|---|---|"]
     text = "A device may use the settings that the accuracy gate kept. `edgetl tune` checks the golden images and chooses the fastest."
     return ["", "## Execution settings", "", text, "", *head, *rows]
 
@@ -126,6 +175,7 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion, *, a
         f"- Backbone: {backbone.architecture} ({'pretrained' if backbone.pretrained else 'random weights'}), "
         f"license of the weights: {backbone.license or 'not stated'}",
         f"- Training: strategy {record.plan.strategy}{_head(record)}, seed {record.config.run.seed}, {record.seconds:.0f} s",
+        *([_ADAPTED.format(record.adaptation)] if record.adaptation else []),
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
         *([_CROSS_VALIDATED.format(record.folds)] if record.folds else []),
         f"- Groups: {describe_grouping(record.grouping)}",

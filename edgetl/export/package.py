@@ -95,7 +95,8 @@ def export_bundle(
     """Export a run as a bundle of verified variants.
 
     Each variant is loaded from its saved files in the engine that the device uses. The accuracy gate compares it with the trained model on
-    validation images. A variant that fails is not in the bundle. Results on test images are reported only.
+    validation images, or on target images of an adapted run. A variant that fails is not in the bundle. Results on test images are
+    reported only.
 
     Args:
         run_path: folder of the run, written by ``edgetl train``.
@@ -204,11 +205,13 @@ def _remedies(context: ExportContext, contents: _Contents) -> str:
     if not contents.variants and int8 and not context.config.allow_missing and "fp16" not in context.config.precisions:
         remedies.append("replace int8 by fp16 with --allow-missing")
     if any(STRICT_LIMIT in item.reason for item in failed):
-        remedies.append(f"add {'training' if context.gate.folds else 'validation'} images, or omit --strict")
+        remedies.append(f"add {'training images' if context.gate.folds else context.gate.name}, or omit --strict")
     if any(STRICT_LIMIT not in item.reason for item in failed):
         remedies.append("accept a larger accuracy drop with --max-drop")
-        if int8 and used < len(context.train):
-            remedies.append(f"calibrate int8 on more images with --num-samples (now {used} of {len(context.train)} training images)")
+        images = context.images
+        if int8 and used < len(images.fitting):
+            counted = f"{used} of {len(images.fitting)} {images.source} images"
+            remedies.append(f"calibrate int8 on more images with --num-samples (now {counted})")
     text = "; ".join(remedies) or "Request other precisions with --precision"
     return f"{text[0].upper()}{text[1:]}."
 
@@ -286,7 +289,7 @@ def _time_alone(context: ExportContext, format_: Format, exported: ExportedVaria
 
 
 def _choose_golden(samples: Sequence[Sample]) -> list[Sample]:
-    """Choose a few validation images with alternating classes. Small files are preferred, because every bundle contains them."""
+    """Choose a few images of the gate with alternating classes. Small files are preferred, because every bundle contains them."""
     samples = [sample for sample in samples if not sample.synthetic]
     small = [sample for sample in samples if size_and_time(sample.path)[0] <= MAX_GOLDEN_BYTES]
     return stratified(small or samples, GOLDEN_IMAGES)
@@ -311,6 +314,7 @@ def _write_manifest(context: ExportContext, contents: _Contents) -> None:
     seen.write_bytes(pack_prefixes(context.run.seen_images().all))
     trained = context.gate.evaluation.score
     reduced = any(precision != "fp32" for precision in config.precisions)
+    counted = reduced and record.task == "classification" and context.gate.labeled
     manifest = Manifest(
         name=config.name or model_name(record.update.model if record.update else record.name),
         release=config.release or (record.update.release if record.update else 1),
@@ -323,10 +327,11 @@ def _write_manifest(context: ExportContext, contents: _Contents) -> None:
         variants=tuple(contents.variants),
         rejected=tuple(contents.rejected),
         max_drop=config.max_drop,
-        max_changed=images_that_may_change(trained.n, context.limits.max_drop) if reduced and record.task == "classification" else None,
+        max_changed=images_that_may_change(trained.n, context.limits.max_drop) if counted else None,
         trained=trained,
-        folds=record.folds,
+        folds=context.gate.folds,
         trained_at_run_size=context.full_size,
+        target=context.images.target,
         golden=_write_golden(contents, record.decoding),
         reference=context.reference,
         calibration=context.calibration_record(),

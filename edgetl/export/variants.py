@@ -20,7 +20,6 @@ from edgetl.core.manifest import Format, MeasuredSetting, Precision, Sensitivity
 from edgetl.core.metrics import evaluate
 from edgetl.core.output_decoding import scores_of
 from edgetl.core.preprocess import preprocess
-from edgetl.core.results import validation_images
 from edgetl.core.system.execution import DEFAULT_SETTING, ExecutionSetting
 from edgetl.data.loading import truth_of
 from edgetl.export.context import ExportContext, open_files
@@ -83,7 +82,7 @@ def quantize(context: ExportContext, format_: Format, target: Path) -> ExportedV
             attempts = list(dict.fromkeys(replace(item, refit=False) for item in attempts))
         # In a cross-validated run, the gate has the images that a head would be re-fitted on, and could not detect overfitting. The votes
         # of a gallery need the k-NN head as it was fitted.
-        fixed_head = context.run.record.folds or context.knn is not None
+        fixed_head = context.gate.folds or context.knn is not None
         attempts = [item for item in attempts if not (item.refit and fixed_head)]
         variant = search_quantization(quantizer, attempts, target, search)
     return replace(variant, sensitivities=_with_layers(variant.sensitivities[:MOST_SENSITIVITIES], context.source))
@@ -134,7 +133,7 @@ def _too_few_scaled(context: ExportContext) -> str:
     if count * 2 >= n and count * limit >= 1:
         return ""
     return (
-        f"{count} of {n} {validation_images(context.run.record.folds)} are JPEG files that this setting scales. It needs "
+        f"{count} of {n} {context.gate.name} are JPEG files that this setting scales. It needs "
         f"{max(math.ceil(1 / limit), math.ceil(n / 2))} "
         f"or more. Train on images as large as those of the device"
     )

@@ -114,9 +114,12 @@ class ReportedModel:
         return self.run.record.labels if self.run else self.bundles[0].manifest.labels
 
     @property
-    def validation(self) -> Proportion:
-        """Task metric of the trained model on the validation images."""
-        return self.run.record.validation.score if self.run else self.bundles[0].manifest.trained
+    def validation(self) -> Proportion | None:
+        """Task metric of the trained model on the validation images; none for the bundle alone of an adapted run."""
+        if self.run:
+            return self.run.record.validation.score
+        manifest = self.bundles[0].manifest
+        return manifest.trained if manifest.target is None else None
 
     @property
     def folds(self) -> int:
@@ -194,9 +197,10 @@ def golden_images(bundle: Bundle) -> tuple[ShownImage, ...]:
         ImageError: an image cannot be decoded.
     """
     manifest, images = bundle.manifest, []
+    known = "trained model" if manifest.score_name == "agreement" else "label"
     for golden in manifest.golden[:MOST_GOLDENS]:
         image = load_image(bundle.read(golden.image), intensity=manifest.preprocess.intensity)
         scores = golden.scores[manifest.variants[0].name]
         best = max(range(len(scores)), key=scores.__getitem__)
-        images.append(ShownImage((f"label {golden.label}", f"{manifest.labels[best]} {scores[best]:.3f}"), thumbnail(image)))
+        images.append(ShownImage((f"{known} {golden.label}", f"{manifest.labels[best]} {scores[best]:.3f}"), thumbnail(image)))
     return tuple(images)

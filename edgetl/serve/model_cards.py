@@ -7,8 +7,6 @@ from typing import Any
 
 from edgetl.core.lineage import Lineage
 from edgetl.core.manifest import Manifest, Variant
-from edgetl.core.results import Proportion
-from edgetl.core.tasks import SCORE_NAMES
 from edgetl.serve.protocol.models import Model, Models
 from edgetl.serve.workers.bundles import ServedBundle
 
@@ -22,8 +20,9 @@ def cards(models: Models, served: Sequence[ServedBundle]) -> list[dict[str, Any]
 def card(model: Model, versions: Sequence[str], served: ServedBundle) -> dict[str, Any]:
     """Return the card of one served version of a model, as a JSON object.
 
-    ``trained``, ``validation`` and ``test`` hold the task's score ``score_name`` with its 95 % confidence interval and number of images.
-    ``drop`` is the accuracy drop of the variant against the trained model on the validation images. A negative drop is a gain.
+    ``trained``, ``validation`` and ``test`` hold the score ``score_name`` with its 95 % confidence interval and number of images. The first
+    two are measured on ``gate_images``. ``drop`` is the accuracy drop of the variant against the trained model on them. A negative drop is
+    a gain. Without labels, the score is the agreement with the trained model, and the drop is the expected drop.
     ``median_ms`` was measured on the host of the export. ``input_size`` is height and width, pixels. ``signed`` is true if the bundle has a
     signature. ``key`` is the fingerprint of the trusted key whose signature was checked when the release was installed into a store.
     ``gallery`` describes the gallery of a k-NN model, whose new labels are also in ``labels``.
@@ -50,9 +49,10 @@ def card(model: Model, versions: Sequence[str], served: ServedBundle) -> dict[st
         "created": manifest.created,
         "gallery": _gallery_facts(model),
         **_signature(served),
-        "score_name": SCORE_NAMES[manifest.task],
+        "score_name": manifest.score_name,
+        "gate_images": manifest.gate_images,
         "trained": manifest.trained.model_dump(),
-        **_variant_scores(manifest.trained, variant),
+        **_variant_scores(manifest, variant),
         **_origin(manifest.lineage),
         "rejected": [{"name": rejected.name, "reason": rejected.reason} for rejected in manifest.rejected],
     }
@@ -81,11 +81,11 @@ def _decision(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _variant_scores(trained: Proportion, variant: Variant) -> dict[str, Any]:
+def _variant_scores(manifest: Manifest, variant: Variant) -> dict[str, Any]:
     return {
         "validation": variant.validation.model_dump(),
         "test": variant.test.model_dump() if variant.test else None,
-        "drop": trained.value - variant.validation.value,
+        "drop": manifest.drop_of(variant),
         "median_ms": variant.median_ms,
     }
 

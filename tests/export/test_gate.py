@@ -407,7 +407,7 @@ def test_strict_needs_a_number_of_images_that_follows_from_the_limit(n: int, max
     assert too_few_for_strict(n, ExportConfig(max_drop=max_drop, strict=True)) == reason
     assert too_few_for_strict(n, ExportConfig(max_drop=max_drop)) == ""
     cross_validated = reason.replace("validation images", "cross-validated images")
-    assert too_few_for_strict(n, ExportConfig(max_drop=max_drop, strict=True), folds=5) == cross_validated
+    assert too_few_for_strict(n, ExportConfig(max_drop=max_drop, strict=True), images="cross-validated images") == cross_validated
 
 
 def test_recall_drop_of_one_class_is_rejected_above_its_limit() -> None:

@@ -42,7 +42,7 @@ def test_the_reference_keeps_the_class_frequencies_if_the_gate_uses_fewer_images
     context.write_source()
     # The order of the content hashes is random with respect to the classes.
     expected = sorted(run.samples("val"), key=lambda sample: sample.content)[:60]
-    assert list(context.validation.samples) == expected
+    assert list(context.monitored.samples) == expected
     assert context.reference is not None and context.reference.n == 60
 
 

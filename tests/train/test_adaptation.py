@@ -35,17 +35,14 @@ from edgetl.train.loop.processes import Execution
 from edgetl.train.workflows.runs.adapt import adapt_run, choose_candidate, find_alarms
 from edgetl.train.workflows.runs.evaluate import evaluate_run
 from tests.command import edgetl
+from tests.domains import invert
 
 IMAGES = 40
 
 
-def invert(digits: Path, folder: Path, *, per_class: int = IMAGES // 10) -> Path:
-    """Write inverted digits into class folders: another domain with the same classes."""
-    for source in (path for name in sorted(digits.iterdir()) for path in sorted(name.iterdir())[:per_class]):
-        place = folder / source.parent.name / source.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        ImageOps.invert(Image.open(source).convert("RGB")).save(place)
-    return folder
+def inverted(digits: Path, folder: Path, *, per_class: int = IMAGES // 10) -> Path:
+    """Write inverted digits into class folders."""
+    return invert(digits, folder, per_class=per_class)
 
 
 def candidate(name: str, information: float, *, diversity: float = 0.9, labeled: float | None = None) -> Candidate:
@@ -97,7 +94,7 @@ def test_pseudo_labels_correct_scores_that_are_biased_to_one_class() -> None:
 def test_adapted_batchnorm_has_the_statistics_of_the_target_images(run: Run, digits: Path, tmp_path: Path) -> None:
     backbone, execution = run.backbone(), Execution("cpu", tmp_path)
     before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
-    target = scan_unlabeled(invert(digits, tmp_path / "inverted"))
+    target = scan_unlabeled(inverted(digits, tmp_path / "inverted"))
     adapted = adapt_batchnorm(backbone, target, execution).model
     seen: list[torch.Tensor] = []
     first = next(module for module in adapted.modules() if isinstance(module, torch.nn.BatchNorm2d))
@@ -158,7 +155,7 @@ def training_of(run: Run, target: Path, folder: Path, method: Method) -> TargetT
 
 @pytest.mark.parametrize("method", ["mcc", "shot"])
 def test_training_on_target_images_changes_only_the_layers_of_the_method(run: Run, digits: Path, tmp_path: Path, method: Method) -> None:
-    training, head = training_of(run, invert(digits, tmp_path / "inverted"), tmp_path, method), run.record.backbone.head_name
+    training, head = training_of(run, inverted(digits, tmp_path / "inverted"), tmp_path, method), run.record.backbone.head_name
     trained = dict(train_on_target(training).named_parameters())
     changed = {name for name, value in training.start.model.named_parameters() if not torch.equal(value, trained[name])}
     assert (f"{head}.weight" in changed) == (method == "mcc")
@@ -166,7 +163,7 @@ def test_training_on_target_images_changes_only_the_layers_of_the_method(run: Ru
 
 
 def test_loss_terms_of_an_adaptation_can_be_replaced(run: Run, digits: Path, tmp_path: Path) -> None:
-    training = training_of(run, invert(digits, tmp_path / "inverted"), tmp_path, "shot")
+    training = training_of(run, inverted(digits, tmp_path / "inverted"), tmp_path, "shot")
 
     def without_loss(training: TargetTraining, network: torch.nn.Module, source: Batches | None) -> Objective:
         objective = make_objective(training, network, source)
@@ -189,7 +186,7 @@ def without_images(run: Run, folder: Path) -> Path:
 
 
 def test_source_free_adaptation_reads_no_images_of_the_run(run: Run, digits: Path, tmp_path: Path) -> None:
-    path, target = without_images(run, tmp_path / "run"), invert(digits, tmp_path / "inverted")
+    path, target = without_images(run, tmp_path / "run"), inverted(digits, tmp_path / "inverted")
     config = AdaptationConfig(method="shot", steps=3, batch_size=8, workers=0)
     record = adapt_run(path, target, tmp_path / "adapted", config).record
     assert record.adaptation is not None
@@ -204,23 +201,23 @@ def test_source_free_adaptation_reads_no_images_of_the_run(run: Run, digits: Pat
 
 
 def test_method_that_needs_the_images_of_the_run_reports_that_they_are_missing(run: Run, digits: Path, tmp_path: Path) -> None:
-    path, target = without_images(run, tmp_path / "run"), invert(digits, tmp_path / "inverted")
+    path, target = without_images(run, tmp_path / "run"), inverted(digits, tmp_path / "inverted")
     with pytest.raises(DataError, match="Give their folder with --data"):
         adapt_run(path, target, tmp_path / "adapted", AdaptationConfig(method="mcc"))
 
 
 def test_adaptation_rejects_few_target_images_and_few_labels(run: Run, digits: Path, tmp_path: Path) -> None:
-    few = invert(digits, tmp_path / "few", per_class=1)
+    few = inverted(digits, tmp_path / "few", per_class=1)
     with pytest.raises(DataError, match=r"has 10 different images\. An adaptation needs at least 20"):
         adapt_run(run.path, few, tmp_path / "adapted", AdaptationConfig(method="adabn"))
-    target = invert(digits, tmp_path / "inverted")
+    target = inverted(digits, tmp_path / "inverted")
     with pytest.raises(DataError, match=r"has 10 labeled images\. A selection needs at least 20"):
         adapt_run(run.path, target, tmp_path / "adapted", AdaptationConfig(method="adabn", target_labels=few))
 
 
 @pytest.mark.slow
 def test_adapted_run_is_at_least_as_accurate_on_pale_digits_and_can_be_exported(run: Run, digits: Path, tmp_path: Path) -> None:
-    target, labeled = (invert(digits, tmp_path / name, per_class=count) for name, count in (("pale", 40), ("labeled", 5)))
+    target, labeled = (inverted(digits, tmp_path / name, per_class=count) for name, count in (("pale", 40), ("labeled", 5)))
     for path in (*target.rglob("*.png"), *labeled.rglob("*.png")):
         ImageOps.invert(Image.open(path)).point(lambda value: 150 + value // 5).save(path)
     done = edgetl("adapt", run.path, target, "--out", tmp_path / "adapted", "--target-labels", labeled, "--lr", "0.001")

@@ -20,6 +20,7 @@ from edgetl.cli.tables import (
     outcomes_table,
     setting_lines,
     signature_text,
+    target_lines,
     variants_table,
 )
 from edgetl.core.bundle import is_run, open_bundle
@@ -146,7 +147,7 @@ def _show_run_facts(record: RunRecord, sizes: dict[str, int | None]) -> None:
 
 def _show_manifest(manifest: Manifest, signature: str, *, verbose: bool) -> None:
     out.print(variants_table(manifest))
-    for line in (*attempt_lines(manifest), *setting_lines(manifest)):
+    for line in (*target_lines(manifest), *attempt_lines(manifest), *setting_lines(manifest)):
         out.print(escape(line), soft_wrap=True)
     facts = facts_grid()
     lineage, spec = manifest.lineage, manifest.preprocess
@@ -159,7 +160,8 @@ def _show_manifest(manifest: Manifest, signature: str, *, verbose: bool) -> None
         ("model input", _input_forms(manifest)),
         ("backbone", f"{lineage.architecture}, {lineage.strategy}, {lineage.train_images} training images"),
         ("license", lineage.license or "not stated"),
-        ("calibration", f"{manifest.calibration.n} training images" if manifest.calibration else "none"),
+        ("calibration", f"{manifest.calibration.n} {manifest.calibration.source} images" if manifest.calibration else "none"),
+        ("accuracy gate", f"{manifest.score_name} on {manifest.trained.n} {manifest.gate_images}"),
         *_contract(manifest),
         ("golden images", str(len(manifest.golden))),
         ("release", str(manifest.release)),

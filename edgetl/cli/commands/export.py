@@ -24,6 +24,7 @@ from edgetl.cli.tables import (
     sensitive_lines,
     setting_lines,
     slower_lines,
+    target_lines,
     variants_table,
 )
 from edgetl.core.bundle import Bundle, check_run_folder
@@ -123,7 +124,10 @@ def show_bundle(bundle: Bundle, *, verbose: bool = False) -> None:
     """Print the variants, the reasons for rejected ones, and the next command."""
     manifest = bundle.manifest
     out.print(variants_table(manifest))
-    for lines in (attempt_lines, setting_lines, sensitive_lines, slower_lines, agreement_lines, certainty_lines, reference_lines):
+    for lines in (
+        *(target_lines, attempt_lines, setting_lines, sensitive_lines),
+        *(slower_lines, agreement_lines, certainty_lines, reference_lines),
+    ):
         for line in lines(manifest):
             out.print(escape(line), soft_wrap=True)
     for item in manifest.rejected:

@@ -30,7 +30,7 @@ from edgetl.core.images.decode import MAX_FILE_BYTES, load_image
 from edgetl.core.manifest import Manifest
 from edgetl.core.preprocess import Batch
 from edgetl.core.reference import LEAST_IMAGES, image_statistics
-from edgetl.core.results import Prediction, validation_images
+from edgetl.core.results import Prediction
 from edgetl.device.monitoring.capture import REASONS, Captured, CaptureFolder, Reason, is_uncertain
 from edgetl.device.monitoring.config import MonitorConfig
 from edgetl.device.monitoring.drift import DriftDetector, DriftEvent
@@ -269,7 +269,7 @@ class Monitor:
             logger.warning("an image was not captured: %s", error)
 
     def _report(self, model: _Model, event: DriftEvent) -> None:
-        name, release, images = model.manifest.name, model.manifest.release, validation_images(model.manifest.folds)
+        name, release, images = model.manifest.name, model.manifest.release, model.manifest.monitored_images
         if event.kind == "drift":
             model.count("drift_events")
             shown = ", ".join(f"{change.name} {change.value:.2f} (limit {change.limit:.2f})" for change in event.changes[:3])
@@ -327,11 +327,11 @@ def _size(image: Observed | None) -> int:
 
 
 def _no_reference(manifest: Manifest) -> str:
-    n, images = manifest.trained.n, validation_images(manifest.folds)
+    n, images = manifest.target.n if manifest.target else manifest.trained.n, manifest.monitored_images
     if n < LEAST_IMAGES:
         return (
             f"the bundle has no monitoring reference, because it was exported with {n} {images} (fewer than {LEAST_IMAGES}). "
-            f"Add {'training' if manifest.folds else 'validation'} images and export again, or omit --drift."
+            f"Add {'training images' if manifest.folds else images} and export again, or omit --drift."
         )
     return "the bundle has no monitoring reference. Export the run again with this version of edgetl, or omit --drift."
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import assert_never
+from typing import Literal, TypeAlias, assert_never
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, truth_of
 from edgetl.export.config import ExportConfig
 from edgetl.export.gate.anomalies import ConfettiSet, correlation_reason, score_correlation
-from edgetl.export.gate.degradation import MAX_RECALL_DROP, MIN_ENTROPY_SHARE, prediction_entropy, worst_class
-from edgetl.export.gate.unlabeled import AgreementSet, changed_too_much, compare_unlabeled
+from edgetl.export.gate.degradation import MAX_RECALL_DROP, collapse_reason, expected_drop_reason, worst_class
+from edgetl.export.gate.unlabeled import AgreementSet, changed_too_much, compare_unlabeled, expected_drops
 
 # Two float32 engines differ by about 1e-6 of the largest logit. A wrong operator or preprocessing causes a much larger difference.
 MAX_FP32_DIFFERENCE = 1e-4
@@ -43,15 +43,18 @@ STRICT_BATCHES = (1, 2, 5)
 # Part of the reason of a file that only the bound of the drop rejects.
 STRICT_LIMIT = "--strict"
 
+# Images on which the gate decides. Target images are those of an adapted run.
+GateKind: TypeAlias = Literal["validation", "labeled target", "unlabeled target"]
 Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class GateSet:
-    """Validation images of the accuracy gate, with the trained model's outputs.
+    """Images of the accuracy gate, with the trained model's outputs.
 
     Attributes:
-        images: the validation images; in a cross-validated run the training images.
+        images: validation images; in a cross-validated run the training images. Unlabeled target images have the class that the trained
+            model predicts as their label, so that the accuracy on them is the agreement with it.
         trained: the trained model's outputs for them, float32 ``[n, labels]``, plus ``offset``.
         decoding: decoding of the outputs.
         more: returns unlabeled images; called for files of reduced precision only.
@@ -60,6 +63,7 @@ class GateSet:
             trained model's outputs, otherwise 0. The trained model's own outputs for its training images have too few errors and too
             large margins. With the offset, a file is evaluated by how its deviations change the out-of-fold predictions.
         folds: number of folds of a cross-validated run, otherwise 0.
+        kind: kind of the images.
     """
 
     images: PixelSet
@@ -69,6 +73,17 @@ class GateSet:
     confetti: Callable[[], ConfettiSet] | None = None
     offset: NDArray[np.float32] | float = 0.0
     folds: int = 0
+    kind: GateKind = "validation"
+
+    @property
+    def labeled(self) -> bool:
+        """True if the labels of the images are known."""
+        return self.kind != "unlabeled target"
+
+    @property
+    def name(self) -> str:
+        """Name of the images, such as ``validation images``."""
+        return validation_images(self.folds) if self.kind == "validation" else f"{self.kind} images"
 
     @property
     def samples(self) -> Sequence[Sample]:
@@ -92,6 +107,12 @@ class GateSet:
     def measure(self, outputs: NDArray[np.float32]) -> Evaluation:
         """Return the metrics of other outputs for the same images."""
         return evaluate(self.decoding, truth_of(self.samples), outputs)
+
+    def drop_of(self, outputs: NDArray[np.float32]) -> float:
+        """Return the accuracy drop of other outputs for the same images, 0..1. Without labels: the expected drop."""
+        if self.labeled:
+            return accuracy_drop(self.evaluation, self.measure(outputs))
+        return float(expected_drops(self.trained, outputs, self.decoding).mean())
 
 
 @dataclass(frozen=True)
@@ -224,7 +245,7 @@ def evaluate_file(logits: Logits, gate: GateSet, config: ExportConfig, *, exact:
     """
     exported = gate.outputs_of(logits, progress=progress)
     agreement, measured = compare(gate.trained, exported, gate.decoding), gate.measure(exported)
-    drop, interval = accuracy_drop(gate.evaluation, measured), _paired(gate, exported)
+    drop, interval = gate.drop_of(exported), _paired(gate, exported)
     if exact:
         worst = max(agreement.max_relative_error, _strict_difference(logits, gate))
         agreement = agreement.model_copy(update={"max_relative_error": worst})
@@ -261,12 +282,15 @@ def _agreement_without_labels(
     )
     same, _ = _same_predictions(trained, outputs, gate.decoding)
     crops = sum(len(part) for part in more.images if part.crops)
-    counts = {"crops": crops, "unlabeled": len(more.trained) - crops}
+    given = len(more.trained) - crops
+    counts = {"crops": crops, "unlabeled": given}
+    if gate.kind != "validation":
+        counts = {"crops": crops, "target": given if gate.labeled else given + len(gate.samples)}
     return compare_unlabeled(trained, outputs, same, gate.decoding).model_copy(update=counts)
 
 
 def _paired(gate: GateSet, exported: NDArray[np.float32]) -> AccuracyDrop | None:
-    if gate.decoding.task != "classification":
+    if gate.decoding.task != "classification" or not gate.labeled:
         return None
     labels = truth_of(gate.samples)
     return paired_drop(gate.trained.argmax(axis=1) == labels, exported.argmax(axis=1) == labels)
@@ -274,6 +298,10 @@ def _paired(gate: GateSet, exported: NDArray[np.float32]) -> AccuracyDrop | None
 
 def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConfig) -> str:
     """Return the reason why the metrics of a file's outputs drop too much; empty if they do not."""
+    if not gate.labeled:
+        drops = expected_drops(gate.trained, exported, gate.decoding)
+        found = expected_drop_reason(drops, gate.trained.argmax(axis=1), gate.decoding.labels, config.max_drop)
+        return found or collapse_reason(gate.trained, exported)
     measured = gate.measure(exported)
     metric, before, after = _largest_drop(SCORE_NAMES[gate.decoding.task], gate.evaluation, measured)
     drop, interval = before - after, _paired(gate, exported)
@@ -288,19 +316,13 @@ def drop_reason(gate: GateSet, exported: NDArray[np.float32], config: ExportConf
         return (
             f"accuracy drops by {drop:.4f}, with a one-sided 95 % bound of {interval.bound:.4f} on {interval.n} images (limit --max-drop "
             f"{config.max_drop:g} with --strict, {interval.bound - config.max_drop:.4f} over). "
-            f"{_enough_images(interval, config, validation_images(gate.folds))}"
+            f"{_enough_images(interval, config, gate.name)}"
         )
     label, recall = worst_class(gate.evaluation, measured)
     limit = max(MAX_RECALL_DROP, config.max_drop)  # a larger accepted drop of the accuracy also applies to each class
     if recall > limit + 1e-9:
         return f"recall of class {label} drops by {recall:.4f} (limit {limit:g}). A larger --max-drop raises this limit"
-    entropies = prediction_entropy(gate.trained), prediction_entropy(exported)
-    if entropies[1] < MIN_ENTROPY_SHARE * entropies[0]:
-        return (
-            f"too many images get the same prediction: entropy of the predictions {entropies[1]:.2f} nats, trained model "
-            f"{entropies[0]:.2f} (limit: {MIN_ENTROPY_SHARE:.0%} of it). Use a higher precision"
-        )
-    return ""
+    return collapse_reason(gate.trained, exported)
 
 
 def _enough_images(drop: AccuracyDrop, config: ExportConfig, images: str) -> str:
@@ -311,11 +333,8 @@ def _enough_images(drop: AccuracyDrop, config: ExportConfig, images: str) -> str
     return f"If the same ratio of predictions changes, {needed} {images} are enough"
 
 
-def too_few_for_strict(n: int, config: ExportConfig, *, folds: int = 0) -> str:
-    """Return the reason why ``strict`` rejects every classifier of reduced precision on ``n`` images; empty if it does not.
-
-    ``folds`` is the number of folds of a cross-validated run.
-    """
+def too_few_for_strict(n: int, config: ExportConfig, *, images: str = "validation images") -> str:
+    """Return the reason why ``strict`` rejects every classifier of reduced precision on ``n`` ``images``; empty if it does not."""
     if not config.strict:
         return ""
     needed = images_for_bound(config.max_drop)
@@ -325,7 +344,7 @@ def too_few_for_strict(n: int, config: ExportConfig, *, folds: int = 0) -> str:
         return ""
     same = np.zeros(n, np.bool_)
     return (
-        f"--strict needs at least {needed} {validation_images(folds)} for --max-drop {config.max_drop:g}, and there are {n}. With {n} "
+        f"--strict needs at least {needed} {images} for --max-drop {config.max_drop:g}, and there are {n}. With {n} "
         f"images, the one-sided 95 % bound of the drop is {paired_drop(same, same).bound:.4f}, even if no prediction changes"
     )
 

@@ -1,7 +1,11 @@
-"""Degradation that the mean accuracy hides: recall drop of one class, and collapse of the predictions to one class."""
+"""Degradation that the mean accuracy hides: recall drop of one class, and collapse of the predictions to one class.
+
+Images without labels have an expected drop in place of a measured one (``edgetl.export.gate.unlabeled``).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,45 @@ def worst_class(before: Evaluation, after: Evaluation) -> tuple[str, float]:
         (was.label, was.recall - now.recall) for was, now in zip(before.classes, after.classes, strict=True) if was.n >= LEAST_OF_A_CLASS
     ]
     return max(drops, key=lambda item: item[1], default=("", 0.0))
+
+
+def expected_drop_reason(drops: NDArray[np.floating[Any]], predicted: NDArray[np.int64], labels: Sequence[str], max_drop: float) -> str:
+    """Return the reason why the expected accuracy drop on images without labels is too large, in total or for one predicted class.
+
+    Args:
+        drops: expected accuracy drop of each image, float ``[n]``.
+        predicted: class that the trained model predicts for each image, int64 ``[n]``.
+        labels: names of the classes.
+        max_drop: limit of the mean, 0..1.
+
+    Returns:
+        the reason; empty if the drop is within the limits.
+    """
+    mean = float(drops.mean())
+    if not mean <= max_drop + 1e-9:
+        return (
+            f"the trained model's scores predict an accuracy drop of {mean:.4f} on {len(drops)} target images without labels (limit "
+            f"--max-drop {max_drop:g}, {mean - max_drop:.4f} over)"
+        )
+    limit, counts = max(MAX_RECALL_DROP, max_drop), np.bincount(predicted, minlength=len(labels))
+    for index in np.flatnonzero(counts >= LEAST_OF_A_CLASS).tolist():
+        if (drop := float(drops[predicted == index].mean())) > limit + 1e-9:
+            return (
+                f"the trained model's scores predict an accuracy drop of {drop:.4f} on target images that it assigns to class "
+                f"{labels[index]} (limit {limit:g}). A larger --max-drop raises this limit"
+            )
+    return ""
+
+
+def collapse_reason(trained: NDArray[np.floating[Any]], exported: NDArray[np.floating[Any]]) -> str:
+    """Return the reason why the predictions of outputs ``[n, classes]`` collapse to few classes; empty if they do not."""
+    entropies = prediction_entropy(trained), prediction_entropy(exported)
+    if entropies[1] >= MIN_ENTROPY_SHARE * entropies[0]:
+        return ""
+    return (
+        f"too many images get the same prediction: entropy of the predictions {entropies[1]:.2f} nats, trained model {entropies[0]:.2f} "
+        f"(limit: {MIN_ENTROPY_SHARE:.0%} of it). Use a higher precision"
+    )
 
 
 def prediction_entropy(outputs: NDArray[np.floating[Any]]) -> float:

@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,15 +81,15 @@ def choose_images(
     return tuple(parts)
 
 
-def read_unlabeled(folder: Path, training: Sequence[Sample]) -> list[Sample]:
+def read_unlabeled(folder: Path, training: Sequence[Sample], *, option: str = "--unlabeled") -> list[Sample]:
     """Return the readable images below ``folder``, at most ``MOST_UNLABELED``, without training images and copies.
 
-    The number of images that are left out is logged.
+    The number of images that are left out is logged. ``option`` names the folder in messages.
 
     Raises:
         DataError: ``folder`` is not a folder, or contains no usable image.
     """
-    check_folder(folder, option="--unlabeled", holds="images, in any arrangement")
+    check_folder(folder, option=option, holds="images, in any arrangement")
     notes = Notes()
     checked = check_images(list(list_images(folder, NO_SELECTION, notes).files()), folder)
     log_notes(notes.result())
@@ -98,8 +99,9 @@ def read_unlabeled(folder: Path, training: Sequence[Sample]) -> list[Sample]:
     broken = sum(result.content is None for result in checked.values())
     if left_out := len(checked) - len(chosen):
         _log.info(
-            "--unlabeled: %d of %d images are used. Left out: %d that cannot be decoded; %d that are copies, training images, or beyond "
-            "the limit of %d",
+            "%s: %d of %d images are used. Left out: %d that cannot be decoded; %d that are copies, training images, or beyond the limit "
+            "of %d",
+            option,
             len(chosen),
             len(checked),
             broken,
@@ -108,7 +110,7 @@ def read_unlabeled(folder: Path, training: Sequence[Sample]) -> list[Sample]:
         )
     if not chosen:
         raise DataError(
-            f"--unlabeled {folder} contains no usable image: {len(checked)} found, {broken} cannot be decoded. Training images are skipped."
+            f"{option} {folder} contains no usable image: {len(checked)} found, {broken} cannot be decoded. Training images are skipped."
         )
     return chosen
 
@@ -133,27 +135,45 @@ def compare_unlabeled(
     difference = np.nan_to_num(exported - trained, nan=1e9, posinf=1e9, neginf=-1e9)
     # A prediction changes only if the logit of the top class drops, relative to another, by more than the margin.
     error = np.abs(difference[rows, top][:, None] - difference).max(axis=1)
-    scores = scores_of(decoding, trained)
     return UnlabeledAgreement(
         n=len(trained),
         top1_agreement=top1_agreement,
-        expected_drop=float((scores[rows, top] - scores[rows, exported.argmax(axis=1)]).mean()),
+        expected_drop=float(expected_drops(trained, exported, decoding).mean()),
         beyond_half_margin=float((error > margin / 2).mean()),
         relative_error=float(np.median(error) / np.median(margin)),
     )
 
 
+def expected_drops(trained: NDArray[np.float32], exported: NDArray[np.float32], decoding: OutputDecoding) -> NDArray[np.floating[Any]]:
+    """Return the accuracy drop of each image that the trained model's scores predict, float ``[n]``, 0..1; classification only.
+
+    It is the score of the trained model's class minus the score of the class that ``exported`` predicts. Too certain scores make it too
+    large.
+
+    Args:
+        trained: outputs of the trained model, float32 ``[n, classes]``.
+        exported: outputs of the exported file for the same images.
+        decoding: decoding of the outputs.
+    """
+    rows, scores = np.arange(len(trained)), scores_of(decoding, trained)
+    return scores[rows, trained.argmax(axis=1)] - scores[rows, exported.argmax(axis=1)]
+
+
 def changed_too_much(found: UnlabeledAgreement, labeled: int, max_drop: float) -> str:
     """Return the reason for rejecting a file by changed predictions; empty if it passes, or if the task has no such limit.
 
-    ``labeled`` is the number of images of the gate. If one of them weighs less than the limit, the labeled images alone decide: crops cut
-    through small centered objects. A file that keeps its accuracy on 269 digits has an expected drop of 0.027 with their crops.
+    ``labeled`` is the number of images of the gate, also if they are target images without labels. If one of them weighs less than the
+    limit, these images alone decide: crops cut through small centered objects. A file that keeps its accuracy on 269 digits has an expected
+    drop of 0.027 with their crops.
     """
     limit = max(MAX_EXPECTED_DROP, max_drop)
     if labeled * limit >= 1 or found.expected_drop is None or found.expected_drop <= limit + 1e-9:
         return ""
+    enough = math.ceil(1 / limit)
+    remedy = f"Add labeled images (with {enough} or more, these decide alone), give images of the camera with --unlabeled"
+    if found.target:
+        remedy = f"Give more target images with --unlabeled (with {2 * enough} or more, these decide without crops)"
     return (
         f"{round((1 - found.top1_agreement) * found.n)} of {found.n} predictions change on {found.images}. The trained model's scores "
-        f"predict an accuracy drop of {found.expected_drop:.4f} (limit {limit:g}). Add labeled images (with {math.ceil(1 / limit)} or "
-        f"more, these decide alone), give images of the camera with --unlabeled, or raise --max-drop"
+        f"predict an accuracy drop of {found.expected_drop:.4f} (limit {limit:g}). {remedy}, or raise --max-drop"
     )

@@ -32,7 +32,8 @@ def _key_figures(model: ReportedModel) -> Element:
     cards: list[Child] = []
     if model.run is not None and model.run.record.test is not None:
         cards.append(_card(f"Test {metric}", model.run.record.test.score))
-    cards.append(_card(f"{validation_name(model.folds).capitalize()} {metric}", model.validation))
+    if model.validation is not None:
+        cards.append(_card(f"{validation_name(model.folds).capitalize()} {metric}", model.validation))
     shown = _shown(model)
     if shown is not None and (reliability := shown.reliability) is not None:
         cards.append(_plain_card("Calibration error (ECE)", number(reliability.ece), f"of {reliability.n} predictions"))
@@ -75,8 +76,9 @@ def comparison_notes(models: Sequence[ReportedModel]) -> list[str]:
 
 def _comparison(models: Sequence[ReportedModel], names: Sequence[str]) -> Element:
     """Return a table with one column per model."""
-    scores = [value for model in models for value in (model.validation, *([model.run.shown.score] if model.run else []))]
-    low, high = min(score.low for score in scores), max(score.high for score in scores)
+    found = [value for model in models for value in (model.validation, model.run.shown.score if model.run else None)]
+    scores = [value for value in found if value is not None]
+    low, high = min((score.low for score in scores), default=0.0), max((score.high for score in scores), default=1.0)
     axis = Axis("", low, max(high, low + 0.01))
     columns = [_column(model, axis) for model in models]
     metric = SCORE_NAMES[models[0].task] if len({model.task for model in models}) == 1 else "task metric"
@@ -112,7 +114,7 @@ def _column(model: ReportedModel, axis: Axis) -> list[Child]:
         lineage.architecture if lineage else run.record.backbone.architecture if run else None,
         f"{lineage.train_images if lineage else run.record.images['train'] if run else 0:,}",
         test,
-        [interval_bar(model.validation, axis), with_interval(model.validation)],
+        [interval_bar(model.validation, axis), with_interval(model.validation)] if model.validation else "not in a bundle",
         number(run.shown.reliability.ece) if run and run.shown.reliability else "–",
         f"{len(run.wrong)} of {len(run.predictions)} {run.shown_split} images" if run and run.predictions else "–",
         f"{smallest.size_bytes / 1e6:.2f} MB ({smallest.name})" if smallest else "not exported",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgetl.core.manifest import Manifest, Variant
-from edgetl.core.results import validation_images
 from edgetl.core.tasks import SCORE_NAMES
 from edgetl.report.charts import Bubble, bubble_chart
 from edgetl.report.elements import Child, element, facts, figure, items, number, paragraph, table, with_interval
@@ -14,25 +13,25 @@ from edgetl.report.elements import Child, element, facts, figure, items, number,
 def variants_section(manifest: Manifest) -> list[Child]:
     """Return the content of the section about the variants of a bundle."""
     best = pareto_front(manifest.variants)
-    metric, cpu = SCORE_NAMES[manifest.task], manifest.host.get("cpu", "the exporting host")
+    metric, cpu = _metric(manifest), manifest.host.get("cpu", "the exporting host")
     bubbles = [
         Bubble(index, item.median_ms, item.validation, float(item.size_bytes), 0 if item.format == "onnx" else 1, item.name in best)
         for index, item in enumerate(manifest.variants, start=1)
     ]
-    label = f"Validation {metric} over latency of {len(bubbles)} variants. The table below has the numbers."
+    label = f"{metric.capitalize()} over latency of {len(bubbles)} variants. The table below has the numbers."
     caption = (
-        f"Validation {metric} with 95 % interval over the latency of one image (network only, one thread of {cpu}). The area of a circle "
+        f"{metric.capitalize()} with 95 % interval over the latency of one image (network only, one thread of {cpu}). The area of a circle "
         f"is the file size. Filled: on the Pareto front, that is, no other variant is at least as good in all three and better in one. "
         f"Blue: ONNX. Orange: OpenVINO."
     )
     rows = [_row(index, item, item.name in best) for index, item in enumerate(manifest.variants, start=1)]
-    head = ("variant", "Pareto front", "size", "latency", f"validation {metric}", f"test {metric}", "accuracy drop", "same prediction")
-    images = validation_images(manifest.folds)
+    head = ("variant", "Pareto front", "size", "latency", metric, f"test {SCORE_NAMES[manifest.task]}", "accuracy drop", "same prediction")
+    images = manifest.gate_images
     busy = any(item.load for item in manifest.variants)
     return [
         facts(_facts(manifest)),
         paragraph("The exporting host was busy. Times marked with * are too high.", class_="warning") if busy else None,
-        figure(bubble_chart("latency, ms", f"validation {metric}", bubbles, label=label), caption),
+        figure(bubble_chart("latency, ms", metric, bubbles, label=label), caption),
         table("Variants, in the order of the bundle", head, rows, text_columns=2),
         paragraph(
             f"The accuracy drop is against the trained model, on {images}. The column same prediction is the ratio of {images} with the "
@@ -41,6 +40,11 @@ def variants_section(manifest: Manifest) -> list[Child]:
         ),
         _rejected(manifest),
     ]
+
+
+def _metric(manifest: Manifest) -> str:
+    """Return the name of the metric on the images of the accuracy gate."""
+    return f"{'validation ' if manifest.target is None else ''}{manifest.score_name}"
 
 
 def pareto_front(variants: Sequence[Variant]) -> frozenset[str]:
@@ -58,6 +62,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, Child]]:
     contract = manifest.contract.chosen.clauses if manifest.contract else ()
     return [
         ("Bundle", f"{manifest.name}, release {manifest.release}, {manifest.created}"),
+        ("Accuracy gate", f"{manifest.score_name} on {manifest.trained.n} {manifest.gate_images}"),
         ("Allowed accuracy drop", number(manifest.max_drop)),
         ("Calibration of int8", calibration),
         *([("Contract", ", ".join(clause.describe() for clause in contract))] if contract else []),

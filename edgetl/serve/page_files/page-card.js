@@ -10,7 +10,7 @@ const TASKS = {
   anomaly: "Anomalies, with a heat map",
 };
 // Scores that are shown as percentages.
-const PERCENTAGES = ["accuracy", "mean average precision"];
+const PERCENTAGES = ["accuracy", "agreement", "mean average precision"];
 
 /** Return one line about the model: labels, release, variant, size, input size. */
 export function summary(card) {
@@ -29,7 +29,7 @@ export function showCard(card) {
   ];
   const measured = [
     ["Trained model", scoreText(card, card.trained)],
-    ["Served variant, validation", scoreText(card, card.validation)],
+    [`Served variant, ${card.gate_images}`, scoreText(card, card.validation)],
     ["Served variant, test", scoreText(card, card.test)],
     ["Drop by the export", dropText(card)],
     ["Latency", `${milliseconds(card.median_ms)} per image (median, one thread, host of the export)`],

@@ -239,4 +239,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 def run_inputs(runs: Sequence[Run], data: Path | None) -> dict[str, Path]:
     """Return the paths that a command on runs reads, by their names in error messages: each run, and the images of the first run."""
-    return {**{f"the run {run.path}": run.path for run in runs}, "the folder of images": data or Path(runs[0].splits().root)}
+    adaptation = runs[0].record.adaptation
+    images = {"the folder of images": data or Path(runs[0].splits().root)}
+    images |= {"the target images": Path(adaptation.target)} if adaptation else {}
+    return {**{f"the run {run.path}": run.path for run in runs}, **images}

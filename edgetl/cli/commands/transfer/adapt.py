@@ -54,7 +54,7 @@ def adapt_command(
     for alarm in record.alarms:
         out.print(f"[yellow]warning:[/] {escape(alarm)}", soft_wrap=True)
     out.print(f"written to {escape(str(out_))} in {record.seconds:.0f} s", soft_wrap=True)
-    out.print(f"next: edgetl export {escape(str(out_))} --out BUNDLE --unlabeled {escape(str(unlabeled))}", soft_wrap=True)
+    out.print(f"next: edgetl export {escape(str(out_))} --out BUNDLE", soft_wrap=True)
 
 
 def show_adaptation(record: AdaptationRecord) -> None:

@@ -89,7 +89,8 @@ class AdaptationRecord(StrictModel):
         requested: method that was requested.
         chosen: name of the candidate whose network the run has.
         selected_by: ``labels`` of target images, the label-free ``score``, or the requested ``method``.
-        target: folder of the target images.
+        target: folder of the target images, as an absolute path. The export reads them there.
+        labels: folder or table of the labeled target images, as an absolute path; none without them.
         images: number of target images.
         fingerprint: SHA-256 over the content of the target images.
         steps: optimizer steps of the trained candidates.
@@ -100,6 +101,7 @@ class AdaptationRecord(StrictModel):
     chosen: str
     selected_by: Literal["labels", "score", "method"]
     target: str
+    labels: str | None = None
     images: int = Field(ge=1)
     fingerprint: Sha256
     steps: int

@@ -155,7 +155,7 @@ def _read_images(run: Run, unlabeled: Path, config: AdaptationConfig, progress: 
     if len(distinct) < MIN_TARGET:
         raise DataError(f"{unlabeled} has {len(distinct)} different images. An adaptation needs at least {MIN_TARGET}. Add images.")
     target = tuple(replace(sample, label=position) for position, sample in enumerate(distinct))
-    labeled = _read_labeled(run, unlabeled, config.target_labels, progress)
+    labeled = read_labeled(run, unlabeled, config.target_labels, progress=progress) if config.target_labels else ()
     if config.method in SOURCE_FREE:
         return DomainImages(target, labeled)
     try:
@@ -168,12 +168,22 @@ def _read_images(run: Run, unlabeled: Path, config: AdaptationConfig, progress: 
         return DomainImages(target, labeled)
 
 
-def _read_labeled(run: Run, unlabeled: Path, labels: Path | None, progress: Progress) -> tuple[Sample, ...]:
-    """Read the labeled target images: a folder of class folders, or a table of images in the target folder."""
-    if labels is None:
-        return ()
+def read_labeled(run: Run, unlabeled: Path, labels: Path, *, every_image: bool = False, progress: Progress = silent) -> tuple[Sample, ...]:
+    """Read labeled target images.
+
+    Args:
+        run: run with the labels.
+        unlabeled: folder of the target images.
+        labels: folder of class folders, or table of images in ``unlabeled``.
+        every_image: read also images that trained or selected the run.
+        progress: called after each decoded file.
+
+    Raises:
+        DataError: the images cannot be read, or are too few.
+    """
     data, table = (labels, None) if labels.is_dir() else (unlabeled, labels)
-    found = images_to_evaluate(data, EvaluationConfig(labels=table), run.record.decoding, run.seen_images().all, progress=progress)
+    config = EvaluationConfig(labels=table, every_image=every_image)
+    found = images_to_evaluate(data, config, run.record.decoding, run.seen_images().all, progress=progress)
     if len(found.samples) < MIN_LABELED:
         raise DataError(
             f"--target-labels {labels} has {len(found.samples)} labeled images. A selection needs at least {MIN_LABELED}. Add images, or "
@@ -299,7 +309,8 @@ def _record(
         requested=config.method,
         chosen=chosen.name,
         selected_by="method" if config.method != "auto" else "labels" if images.labeled else "score",
-        target=printable(unlabeled),
+        target=printable(unlabeled.absolute()),
+        labels=printable(config.target_labels.absolute()) if config.target_labels else None,
         images=len(images.target),
         fingerprint=hashlib.sha256("\n".join(contents).encode()).hexdigest(),
         steps=_steps(images, config) if candidates[-1].name not in (SOURCE_ONLY, "adabn") else 0,
