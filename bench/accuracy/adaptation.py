@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--side", type=int, default=128, help="input height and width, px")
     parser.add_argument("--export", action="store_true", help="accuracy of the exported variants of the adapted runs instead")
+    parser.add_argument("--max-drop", type=float, default=0.01, help="limit of the accuracy gate for --export")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     for seed in given.seeds.split(","):
@@ -58,7 +59,7 @@ def main() -> None:
                 if (pair, int(seed), method) not in {key(row) for row in read(given.work)}:
                     measure(given.work, pair, int(seed), method, given.side)
     if given.export:
-        export_all(given.work, [key(row) for row in read(given.work)])
+        export_all(given.work, [key(row) for row in read(given.work)], given.max_drop)
         return
     print(f"{describe_host()}; ImageNet MobileNetV2 at {given.side} px")
     print_table(read(given.work))
@@ -98,7 +99,7 @@ def write(work: Path, row: dict[str, Any]) -> None:
     print(f"{row['pair']} seed {row['seed']} {row['method']}: {row['accuracy']:.3f}", flush=True)
 
 
-def export_all(work: Path, measured: list[tuple[str, int, str]]) -> None:
+def export_all(work: Path, measured: list[tuple[str, int, str]], max_drop: float) -> None:
     """Export the adapted runs in the work folder, and print the accuracy of each variant on the target images."""
     print("| pair | seed | method | variant | accuracy on target images | agreement | expected drop | last quantization |")
     print(f"|{'---|' * 8}")
@@ -109,7 +110,7 @@ def export_all(work: Path, measured: list[tuple[str, int, str]]) -> None:
         trained = evaluate_run(run, target, EvaluationConfig(every_image=True)).result.accuracy.value
         print(f"| {pair} | {seed} | {method} | trained | {trained:.3f} | | | |", flush=True)
         with TemporaryDirectory() as folder:
-            bundle = export_bundle(run, ExportConfig(unlabeled=target, allow_missing=True), Path(folder) / "bundle")
+            bundle = export_bundle(run, ExportConfig(unlabeled=target, allow_missing=True, max_drop=max_drop), Path(folder) / "bundle")
             for item in bundle.manifest.variants:
                 config = EvaluationConfig(every_image=True, variant=item.name)
                 accuracy = evaluate_bundle(bundle, target, config).result.accuracy.value
