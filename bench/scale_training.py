@@ -173,7 +173,9 @@ def accuracy(given: argparse.Namespace) -> None:
             table = _write_splits(given.work / f"splits-{seed}.csv", images, seed)
             found = []
             for source, own in ((folder, ("--labels", str(table), "--allow-leakage")), (pattern(given, given.shards), ())):
-                start(source, given.work / "run", *options, *own, "--seed", str(seed), "--overwrite").wait()
+                # Without this check, the run of the folder would be compared with itself.
+                if code := start(source, given.work / "run", *options, *own, "--seed", str(seed), "--overwrite").wait():
+                    raise SystemExit(f"edgetl train ended with {code}. Its messages are in {given.work / 'run'}.log")
                 found.append(_correct(given.work / "run"))
             pairs = np.array([(found[0][key], right) for key, right in found[1].items()], float)
             difference = pairs[:, 1] - pairs[:, 0]

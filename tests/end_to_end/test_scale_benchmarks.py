@@ -26,7 +26,8 @@ def test_growth_has_a_rate_for_each_number_of_images_shards_and_processes(
     scale.growth(given, f"{tmp_path}/shards-32/*.tar")
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [[int(cell) for cell in row[:3]] for row in rows] == [[32, 2, 1], [32, 1, 1], [32, 2, 2]]
-    assert all(float(cell.replace(",", "")) >= 0 for row in rows for cell in row[3:])
+    rates = [[float(cell.replace(",", "")) for cell in row[3:]] for row in rows]
+    assert all(rate > 0 and rate >= with_start for rate, with_start in rates)
 
 
 def _predict(bundle: Path, pattern: str, out: Path, processes: int) -> Namespace:
