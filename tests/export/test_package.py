@@ -16,13 +16,17 @@ from edgetl.cli.tables import failed_attempt_lines
 from edgetl.core.bundle import Bundle
 from edgetl.core.contract import Outcome
 from edgetl.core.manifest import Rejected
-from edgetl.core.preprocess import preprocess
+from edgetl.core.preprocess import PreprocessSpec, preprocess
 from edgetl.core.progress import Progress
+from edgetl.core.tasks import OutputDecoding
+from edgetl.data.folder import Sample
 from edgetl.data.loading import PixelSet, stratified
 from edgetl.errors import AccuracyGateError, ConfigError, DataError
 from edgetl.export import package
 from edgetl.export.config import ExportConfig
 from edgetl.export.context import ExportContext, prepare
+from edgetl.export.gate.agreement import GateSet
+from edgetl.export.gate.images import ExportImages
 from edgetl.export.package import export_bundle
 from edgetl.export.quantize.attempts import Int8Settings
 from edgetl.export.quantize.ort_quantizer import OnnxQuantizer
@@ -195,9 +199,11 @@ def test_the_card_lists_every_variant_with_its_interval_and_n(bundle: Bundle) ->
     ids=["strict", "all-images-used", "more-images"],
 )
 def test_remedies_for_a_rejected_variant_fit_its_reason(tmp_path: Path, reason: str, training: int, present: str, absent: str) -> None:
-    gate = SimpleNamespace(folds=0)
-    calibration = SimpleNamespace(samples=[SimpleNamespace(synthetic=None)] * 24)
-    context: Any = SimpleNamespace(calibration=calibration, train=range(training), config=ExportConfig(), gate=gate)
+    samples = [Sample(tmp_path / f"{number}.png", 0, f"{number:064x}") for number in range(training)]
+    spec = PreprocessSpec(input_size=(8, 8))
+    gate = GateSet(PixelSet(samples[:4], spec), np.zeros((4, 2), np.float32), OutputDecoding(labels=("a", "b")))
+    images = ExportImages(fitting=samples, gate=samples[:4], unlabeled=(), reference=samples[:4])
+    context: Any = SimpleNamespace(calibration=PixelSet(samples[:24], spec), images=images, config=ExportConfig(), gate=gate)
     contents = package._Contents(tmp_path, [], rejected=[Rejected(name="onnx-int8", reason=reason)])
     text = package._remedies(context, contents)
     assert present in text and absent not in text and "eplace int8 by fp16 with --allow-missing" in text
