@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.files.atomic import STAGING_MARK, write_bytes
-from edgetl.core.output.folders import new_folder
+from edgetl.core.output.folders import locked_folder, new_folder
 from edgetl.core.output.ownership import LOCK_MARK, REPLACED_MARK
 from edgetl.errors import ConfigError, StorageError
 
@@ -114,6 +114,16 @@ def test_overwrite_restores_the_old_folder_if_the_rename_fails(tmp_path: Path) -
         staging.rmdir()
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["old.txt", "run.json"]
+
+
+def test_a_created_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    for name in ("given", "new", "filled"):
+        with pytest.raises(ValueError, match="x"), locked_folder(tmp_path / name):
+            if name == "filled":
+                (tmp_path / name / "checkpoint").touch()
+            raise ValueError("x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["filled", "given"]
 
 
 def test_a_failed_write_in_the_block_is_a_storage_error(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from edgetl.core.files.atomic import STAGING_MARK, storage_error, write_bytes
 from edgetl.core.files.platforms import flush_file, flush_folder, process_runs
 from edgetl.core.files.regular import file_id, open_plain
 from edgetl.core.output.locks import is_locked, locked
-from edgetl.core.output.ownership import REPLACED_MARK, foreign_files, remove_own
+from edgetl.core.output.ownership import REPLACED_MARK, created, foreign_files, remove_own
 from edgetl.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def new_folder(target: Path, *, inputs: Inputs | None = None, overwrite: bool = 
 
 @contextmanager
 def locked_folder(out: Path, *, inputs: Inputs | None = None) -> Iterator[None]:
-    """Create ``out`` if it is missing, and hold its lock. Use it to add files to a folder that is never replaced.
+    """Hold the lock of ``out``, a folder that is never replaced. It is created if it is missing, and removed if it is then still empty.
 
     Args:
         out: output folder.
@@ -138,7 +138,7 @@ def locked_folder(out: Path, *, inputs: Inputs | None = None) -> Iterator[None]:
     _check_apart(out, place, inputs or {})
     with ExitStack() as stack:
         try:
-            place.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(created(place))
             if not stack.enter_context(locked(place)):
                 raise _busy(out)
         except OSError as error:

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,23 @@ def holds_own(folder: Path) -> bool:
     """
     own = _own(folder)
     return folder.is_dir() and any(own.holds(name) for _, name in _walk(folder))
+
+
+@contextmanager
+def created(folder: Path) -> Iterator[None]:
+    """Create ``folder`` if it is missing. It is removed at the end if it is then still empty.
+
+    Raises:
+        OSError: the folder cannot be created.
+    """
+    is_new = not folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it has files
+                folder.rmdir()
 
 
 def remove_own(folder: Path) -> list[Path]:
