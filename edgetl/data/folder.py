@@ -190,9 +190,17 @@ def scan_unlabeled(root: Path, *, progress: Progress = silent) -> tuple[Sample, 
         for file in files
         if (result := checked[file]).content is not None
     )
-    if broken := len(files) - len(samples):
-        _log.warning("%s: %d images cannot be decoded and are left out", printable(root), broken)
+    if broken := [BrokenImage(file, checked[file].reason) for file in files if checked[file].content is None]:
+        _log.warning(
+            "%s: %s and are left out. First reason: %s", printable(root), _cannot_decode(broken, len(files), root), broken[0].reason
+        )
     return samples
+
+
+def _cannot_decode(broken: Sequence[BrokenImage], total: int, root: Path) -> str:
+    """Return the number of images that cannot be decoded, with some of their names."""
+    names = ", ".join(printable(item.path.relative_to(root)) for item in broken[:5])
+    return f"{len(broken)} of {total} images cannot be decoded ({names}{', …' if len(broken) > 5 else ''})"
 
 
 def _scan(
@@ -297,10 +305,9 @@ def check_broken(folder: ImageFolder) -> None:
     """
     total = len(folder.samples) + len(folder.broken)
     if len(folder.broken) > MAX_BROKEN_RATIO * total:
-        names = ", ".join(printable(item.path.relative_to(folder.root)) for item in folder.broken[:5])
         raise DataError(
-            f"{printable(folder.root)}: {len(folder.broken)} of {total} images cannot be decoded ({names}"
-            f"{', …' if len(folder.broken) > 5 else ''}). The limit is {MAX_BROKEN_RATIO:.0%}. First reason: {folder.broken[0].reason} "
+            f"{printable(folder.root)}: {_cannot_decode(folder.broken, total, folder.root)}. The limit is "
+            f"{MAX_BROKEN_RATIO:.0%}. First reason: {folder.broken[0].reason} "
             f"Copy the folder again, convert these files to JPEG or PNG, or remove them."
         )
 

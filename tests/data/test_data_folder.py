@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from edgetl.core.images.decode import content_hash, load_image
-from edgetl.data.folder import scan
+from edgetl.data.folder import scan, scan_unlabeled
 from edgetl.errors import DataError
 from tests.core.deadline import within
 from tests.data.conftest import fill, noise_image, paths, put
@@ -156,6 +156,16 @@ def test_a_broken_file_is_left_out_and_reported_with_its_reason(tmp_path: Path) 
     assert [item.path for item in found.broken] == [root / "a" / "000.png"]
     assert "000.png is not a JPEG, PNG, WebP, BMP or TIFF image" in found.broken[0].reason
     assert found.counts() == {"a": 9, "b": 10}
+
+
+def test_broken_files_of_unlabeled_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = fill(tmp_path / "data", "a")
+    for index in range(6):
+        (root / "a" / f"bad{index}.png").write_bytes(b"")
+    assert len(scan_unlabeled(root)) == 3
+    (text,) = caplog.messages
+    assert "data: 6 of 9 images cannot be decoded (a/bad0.png, a/bad1.png, a/bad2.png, a/bad3.png, a/bad4.png, …) and are left out." in text
+    assert "First reason: " in text and "bad0.png is empty" in text
 
 
 @pytest.mark.parametrize("kind", ["empty", "truncated", "broken link", "FIFO", "link to itself"])
