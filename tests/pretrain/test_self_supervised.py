@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from edgetl.train.artifacts.continued import WEIGHTS_NAME, ContinuedRecord
 from edgetl.train.artifacts.loading.lineage import find_in_pretraining
 from edgetl.train.artifacts.loading.load import load_backbone
 from edgetl.train.config.options import BackboneConfig, TrainConfig
-from tests.command import edgetl, edgetl_in_one_process
+from tests.command import Command, edgetl, edgetl_in_one_process
 from tests.conftest import write_colors
 
 
@@ -49,7 +51,7 @@ def pretrained(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return out, _pretrain(inputs, out)
 
 
-def test_vicreg_loss_is_that_of_the_paper() -> None:
+def test_vicreg_loss_is_that_of_the_code_of_the_paper() -> None:
     rng = np.random.default_rng(0)
     one, two = rng.normal(0, 0.5, (2, 7, 3)).astype(np.float32)
     expected = 25 * ((one - two) ** 2).mean()
@@ -134,9 +136,39 @@ def test_wrong_inputs_are_rejected(inputs: Path, pretrained: tuple[Path, Continu
     few = write_colors(tmp_path / "few", 3)
     with pytest.raises(DataError, match=r"few has 9 different readable images\. At least 100 are needed\. Add images\."):
         pretrain_self_supervised(few, tmp_path / "a", _config(inputs), SelfSupervisedConfig())
+    assert not (tmp_path / "a").exists()
     torchvision = TrainConfig.from_options(backbone="torchvision:squeezenet1_0", pretrained=False)
     with pytest.raises(BackboneError, match="cannot be written in timm's format"):
         pretrain_self_supervised(inputs / "images", tmp_path / "b", torchvision, SelfSupervisedConfig())
+
+
+def test_folder_that_is_no_run_is_an_error_with_the_name_of_its_weights(pretrained: tuple[Path, ContinuedRecord]) -> None:
+    with pytest.raises(
+        BackboneError, match=rf"is a folder, but not a run\. If it has weights in timm's format, give local-dir:{pretrained[0]}\."
+    ):
+        load_backbone(BackboneConfig(name=str(pretrained[0])), 3)
+
+
+def test_matched_views_that_do_not_rise_are_a_warning(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = _pretrain(inputs, tmp_path, steps=1, lr=1e-12)
+    assert record.matched == record.matched_before
+    assert f"matched views did not rise ({record.matched:.3f} before, {record.matched:.3f} after)" in caplog.text
+
+
+@pytest.mark.slow
+def test_message_of_an_interrupted_command_names_the_checkpoint(inputs: Path, tmp_path: Path) -> None:
+    options = ("--backbone", f"local-dir:{inputs / 'start'}", "--steps", 200, "--batch-size", 8, "--workers", 0)
+    for name, at in (("early", "training the projection"), ("late", "pretraining")):
+        command = Command("pretrain", "--ssl", inputs / "images", *options, "--out", tmp_path / name)
+        command.signal(0, at=at)
+        while at == "pretraining" and command.is_running() and not (tmp_path / name / loop.CHECKPOINT_NAME).is_file():
+            time.sleep(0.05)
+        command.signal(signal.SIGINT)
+        done = command.wait()
+        assert done.returncode == 130
+        saved = f" A checkpoint is in {tmp_path / name}. Repeat the command to continue." if name == "late" else ""
+        assert done.stderr.splitlines()[-1] == f"interrupted; no incomplete output was kept.{saved}"
+        assert (tmp_path / name).exists() == (name == "late")
 
 
 def test_command_rejects_options_of_the_other_kind_of_pretraining() -> None:

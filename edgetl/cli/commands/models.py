@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,7 @@ from pydantic import Field
 from rich.markup import escape
 
 from edgetl.cli.options import build, given, need_extra, options_of, part
-from edgetl.cli.session import JsonOption, VerboseOption, out, print_json, print_notes, working
+from edgetl.cli.session import Interrupted, JsonOption, VerboseOption, out, print_json, print_notes, working
 from edgetl.cli.tables import facts_grid, plain_table
 from edgetl.core.config import StrictModel
 from edgetl.core.licenses import Policy
@@ -147,16 +149,29 @@ def pretrain_command(
         check_weights_dir(Path(config.backbone.weights_dir))
     if images.ssl is not None:
         check_folder(images.ssl, option="--ssl", holds="images, in any arrangement")
-        with working(json_output=json_output, verbose=verbose) as progress:
+        with working(json_output=json_output, verbose=verbose) as progress, _saved_checkpoint(out_):
             from edgetl.pretrain.unlabeled.self_supervised import pretrain_self_supervised
 
             continued = pretrain_self_supervised(images.ssl, out_, config, own, progress=progress)
         print_json(continued) if json_output else _show_continued(continued, out_)
         return
     assert recipe is not None
-    with working(json_output=json_output, verbose=verbose) as progress:
+    with working(json_output=json_output, verbose=verbose) as progress, _saved_checkpoint(out_):
         record = _pretrain_from_recipe(recipe, out_, config, images.data, progress)
     print_json(record) if json_output else _show_pretrained(record, out_)
+
+
+@contextmanager
+def _saved_checkpoint(folder: Path) -> Iterator[None]:
+    """Add the checkpoint in ``folder`` to the message if a signal interrupts the block."""
+    from edgetl.pretrain.loop import CHECKPOINT_NAME
+
+    try:
+        yield
+    except Interrupted as stopped:
+        if (folder / CHECKPOINT_NAME).is_file():
+            stopped.saved = f"A checkpoint is in {folder}. Repeat the command to continue."
+        raise
 
 
 def _pretrain_from_recipe(recipe: Path, out: Path, config: TrainConfig, data: Path | None, progress: Progress) -> Pretrained:
@@ -207,7 +222,7 @@ def distill_command(
     check_folder(data, holds="images, in any arrangement")
     if config.backbone.weights_dir:
         check_weights_dir(Path(config.backbone.weights_dir))
-    with working(json_output=json_output, verbose=verbose) as progress:
+    with working(json_output=json_output, verbose=verbose) as progress, _saved_checkpoint(out_):
         from edgetl.pretrain.unlabeled.distillation import distill_unlabeled
 
         record = distill_unlabeled(data, out_, config, own, progress=progress)
@@ -290,13 +305,14 @@ def _show_ranking(ranking: Ranking, plot: Path | None) -> None:
 
 def _show_continued(record: ContinuedRecord, folder: Path) -> None:
     facts = facts_grid()
+    teacher = [("teacher", record.teacher)] if record.teacher else []
     if record.method == "distillation":
         measured = ("explained variance", f"{record.explained_before:.3f} of the teacher's features before, {record.explained:.3f} after")
     else:
         measured = ("matched views", f"{record.matched_before:.3f} before, {record.matched:.3f} after")
     for title, value in (
         ("backbone", f"{record.backbone} ({record.architecture})"),
-        ("teacher", record.teacher or "none"),
+        *teacher,
         ("images", f"{record.images}, {record.steps} steps, {record.seconds:.0f} s"),
         measured,
         ("license", record.license or "not stated"),

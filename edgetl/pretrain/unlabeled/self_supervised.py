@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ CHECKPOINT_STEPS = 25
 # Number of images to report to `choose_engine`: large, because converting the frozen network to a faster engine always pays off.
 MANY = 10**6
 
+_log = logging.getLogger(__name__)
+
 
 def pretrain_self_supervised(
     data: Path, out: Path, config: TrainConfig, own: SelfSupervisedConfig, *, progress: Progress = silent
@@ -86,10 +89,9 @@ def pretrain_self_supervised(
         path, identity = out / CHECKPOINT_NAME, inputs.identity(own.model_dump_json(), inputs.spec.model_dump_json())
         checkpoint = Checkpoint(path, module, CHECKPOINT_STEPS, identity=identity, inputs="backbone, images or options")
         _train(module, inputs, own, checkpoint, progress)
-        after = choose_engine(module.network.eval(), _example(inputs), 0, inputs.options.device)
-        matched = {"matched_before": matched_before, "matched": match(_held_features(after, inputs))}
+        matched = _match_after(module, inputs, own, matched_before)
         seconds = round(time.monotonic() - started + checkpoint.seconds_before, 1)
-        facts = {"method": "vicreg", "steps": own.steps, "seconds": seconds, **matched}
+        facts = {"method": "vicreg", "steps": own.steps, "seconds": seconds, "matched_before": matched_before, "matched": matched}
         return publish(out, inputs, module.network, seen=seen, facts=facts)
 
 
@@ -101,6 +103,21 @@ def _build(inputs: Inputs) -> tuple[VicReg, float]:
     features = _held_features(before, inputs)
     torch.manual_seed(inputs.options.seed)
     return VicReg(network, before, features.flatten(0, 2).std(dim=0) + SMALLEST_SPREAD), match(features)
+
+
+def _match_after(module: VicReg, inputs: Inputs, own: SelfSupervisedConfig, before: float) -> float:
+    """Return ``match`` of the held images after the training, and log a warning if it is not above that ``before``."""
+    after = match(_held_features(choose_engine(module.network.eval(), _example(inputs), 0, inputs.options.device), inputs))
+    if after <= before:
+        _log.warning(
+            "matched views did not rise (%.3f before, %.3f after): the features did not change as intended. Give more images, or set "
+            "another --lr (now %g) or more --steps (now %d)",
+            before,
+            after,
+            own.lr,
+            own.steps,
+        )
+    return after
 
 
 def _train(module: VicReg, inputs: Inputs, own: SelfSupervisedConfig, checkpoint: Checkpoint, progress: Progress) -> None:

@@ -52,7 +52,9 @@ def vicreg(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     """Return the VICReg loss of the projections of two views, each float32 ``[batch, width]``.
 
     The views of an image have equal projections (invariance), each output has a standard deviation of at least 1 over the images
-    (variance), and different outputs are not correlated (covariance).
+    (variance), and different outputs are not correlated (covariance). As in the code of the paper
+    (github.com/facebookresearch/vicreg), the first term is a mean over the outputs, and the second a mean of both views. The formulas of
+    the paper have sums there.
     """
     spread = (_below_one(one) + _below_one(two)) / 2
     return INVARIANCE * F.mse_loss(one, two) + VARIANCE * spread + COVARIANCE * (_correlation(one) + _correlation(two))

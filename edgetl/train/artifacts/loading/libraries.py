@@ -88,6 +88,8 @@ def check_reachable(name: str, weights_dir: str | None) -> None:
 
 def unknown_name(name: str) -> BackboneError:
     """Return the error for an unknown backbone name, with the most similar known names."""
+    if Path(name).is_dir():
+        return BackboneError(f"{name} is a folder, but not a run. If it has weights in timm's format, give local-dir:{name}.")
     known = [*timm.list_models(), *(TORCHVISION + other for other in torchvision.models.list_models(module=torchvision.models))]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Similar names: {', '.join(near)}." if near else "See `edgetl models` and timm.list_models()."
