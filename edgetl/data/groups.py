@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
+from edgetl.core.tasks import Task
 from edgetl.data.folder import ImageFolder, Part
 from edgetl.data.scan_notes import EXAMPLES, ScanNote, log_notes
 from edgetl.data.split import Splits
@@ -40,12 +41,13 @@ def count_groups(splits: Splits) -> Grouping | None:
     return Grouping(source=splits.folder.grouping, groups=len(counts), alone=alone, crossing=crossing)
 
 
-def describe_grouping(grouping: Grouping | None) -> str:
-    """Describe the groups in one line."""
+def describe_grouping(grouping: Grouping | None, task: Task = "classification") -> str:
+    """Describe the groups of a run in one line. The option ``--group`` does not exist for the task ``anomaly``."""
     if grouping is None:
+        remedy = "Give folders train/ and test/" if task == "anomaly" else "Set --group of `edgetl train`"
         return (
-            "none given. Images of one object, patient or burst may be in several splits, which makes accuracy optimistic. Set --group of "
-            "`edgetl train` to keep them together"
+            f"none given. Images of one object, patient or burst may be in several splits, which makes accuracy optimistic. {remedy} to "
+            f"keep them together"
         )
     alone = f", {grouping.alone} images without a group" if grouping.alone else ""
     crossing = f"; {grouping.crossing} of them are in several ready-made splits" if grouping.crossing else ", each in one split"

@@ -178,7 +178,7 @@ def run_lines(record: RunRecord, spec: PreprocessSpec, trained: Proportion, *, a
         *([_ADAPTED.format(record.adaptation)] if record.adaptation else []),
         f"- Images: {record.images['train']} train, {record.images['val']} validation, {record.images['test']} test",
         *([_CROSS_VALIDATED.format(record.folds)] if record.folds else []),
-        f"- Groups: {describe_grouping(record.grouping)}",
+        f"- Groups: {describe_grouping(record.grouping, record.task)}",
         *([f"- Leakage: {leaked} test images are copies of training images"] if (leaked := record.leaked_test_images) else []),
         f"- Input: {spec.describe()}{_other_size(record, spec)}",
         *(

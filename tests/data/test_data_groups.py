@@ -207,3 +207,5 @@ def test_group_numbers_are_equal_for_copies_of_an_image() -> None:
 
 def test_describe_grouping_warns_without_groups() -> None:
     assert "none given. Images of one object" in describe_grouping(None)
+    assert describe_grouping(None).endswith("Set --group of `edgetl train` to keep them together")
+    assert describe_grouping(None, "anomaly").endswith("Give folders train/ and test/ to keep them together")

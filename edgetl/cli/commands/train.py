@@ -220,7 +220,7 @@ def show_run(run: Run) -> None:
             names = ", ".join(item if isinstance(item, str) else " = ".join(item) for item in items[:3])
             out.print(f"[yellow]{len(items)} images {title}[/]: {escape(names)}{' …' if len(items) > 3 else ''}", soft_wrap=True)
     print_notes(record.notes)
-    out.print(f"groups: {escape(describe_grouping(record.grouping))}", soft_wrap=True)
+    out.print(f"groups: {escape(describe_grouping(record.grouping, record.task))}", soft_wrap=True)
     if record.leaked_test_images:
         out.print(f"[yellow]leakage:[/] {record.leaked_test_images} test images are copies of training images", soft_wrap=True)
     for tried in record.compared:

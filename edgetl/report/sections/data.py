@@ -30,7 +30,7 @@ def data_section(run: RunFacts) -> list[Child]:
         ("Copies", f"{copies:,} images have the same pixels as another image. Copies are in one split." if copies else "none"),
         ("Conflicts", f"{len(splits.conflicts)} groups of equal images with different labels" if splits.conflicts else "none"),
         ("Unreadable", f"{len(splits.broken)} files cannot be decoded and were left out" if splits.broken else "none"),
-        ("Groups", describe_grouping(record.grouping)),
+        ("Groups", describe_grouping(record.grouping, record.task)),
         ("Fingerprint", element("code", splits.fingerprint[:16])),
     ]
     if splits.excluded:
