@@ -73,7 +73,7 @@ def find_classes(root: Folder, notes: Notes, *, known_labels: Collection[str] | 
     Raises:
         DataError: the layout is ambiguous, or a class or split folder cannot be read.
     """
-    _refuse_unreadable(root.folders)
+    refuse_unreadable(root.folders)
     names = {folder.path.name for folder in root.folders}
     if known_labels is not None and names and {folder.name for folder in root.folders} <= set(known_labels):
         return _classes(root, None, notes)
@@ -190,7 +190,7 @@ def _classes(group: Folder, part: Part | None, notes: Notes, *, root: Folder | N
     """Return the folders of ``group`` that have images (also in unsupported formats) or are empty."""
     top = (root or group).path
     if part is not None:
-        _refuse_unreadable(group.folders)
+        refuse_unreadable(group.folders)
         inner = parts_of(folder.path.name for folder in group.folders)
         if len(inner) > 1 or (inner and "train" not in inner.values()):
             raise DataError(
@@ -242,7 +242,12 @@ def _refuse_folds(root: Folder) -> None:
         )
 
 
-def _refuse_unreadable(folders: Sequence[Folder]) -> None:
+def refuse_unreadable(folders: Sequence[Folder]) -> None:
+    """Refuse folders that cannot be listed, because their images would be missing without a word.
+
+    Raises:
+        DataError: one of ``folders`` cannot be listed.
+    """
     if unreadable := [folder for folder in folders if folder.problem]:
         folder = unreadable[0]
         raise DataError(

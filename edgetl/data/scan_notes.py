@@ -14,7 +14,7 @@ from edgetl.core.config import StrictModel
 from edgetl.core.files.names import printable
 
 _Omitted: TypeAlias = Literal[
-    "hidden", "system", "edgetl", "excluded", "mask", "unsupported", "other", "unreadable", "loop", "sibling", "member"
+    "hidden", "system", "edgetl", "excluded", "mask", "ground-truth", "unsupported", "other", "unreadable", "loop", "sibling", "member"
 ]
 _Unlabeled: TypeAlias = Literal["loose", "unlabeled", "no-images", "no-label", "not-in-table", "copy"]
 _Used: TypeAlias = Literal[
@@ -54,6 +54,7 @@ _TEXTS: dict[Reason, tuple[str, str, str]] = {
         "left out: segmentation masks (few colors, and the name of another image)",
         "--include PATTERN uses them as images",
     ),
+    "ground-truth": ("image", "left out: in a folder of segmentation masks", "Rename the folder to use them as images"),
     "unsupported": ("file", "left out: unsupported image format", "Convert them to JPEG or PNG"),
     "other": ("file", "left out: not an image", ""),
     "unreadable": ("file or folder", "left out: cannot be read", "Check the permissions"),

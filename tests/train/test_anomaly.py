@@ -20,7 +20,10 @@ from edgetl.core.tasks import ANOMALY_LABELS
 from edgetl.data.anomalies.defects import confetti, cut_paste, with_defects
 from edgetl.data.anomalies.layout import find_normal, split_normal
 from edgetl.data.folder import ImageFolder, SyntheticDefect, scan_anomalies
+from edgetl.data.listing import Folder
 from edgetl.data.loading import PixelSet
+from edgetl.data.scan_notes import Notes
+from edgetl.data.selection import Selection
 from edgetl.errors import ConfigError, DataError
 from edgetl.export import ExportConfig, export_bundle
 from edgetl.export.context import open_files
@@ -95,7 +98,9 @@ def test_mvtec_layout_gives_normal_images_and_anomalies_for_the_test(textures: P
 @pytest.mark.parametrize("inside", ["", "photos"])
 def test_one_folder_of_images_is_read_as_normal(tmp_path: Path, inside: str) -> None:
     write_images(tmp_path / "data" / inside, 4)
-    assert [sample.label for sample in scanned(tmp_path / "data").samples] == [0] * 4
+    found = scanned(tmp_path / "data")
+    assert [sample.label for sample in found.samples] == [0] * 4
+    assert [note.describe() for note in found.notes] == [f"1 folder read as normal images, because it is the only one: {inside or 'data'}."]
 
 
 def test_folders_beside_good_are_anomalies_of_the_test(tmp_path: Path) -> None:
@@ -111,7 +116,7 @@ def test_class_folders_without_normal_images_are_rejected(tmp_path: Path) -> Non
     write_images(tmp_path / "cat", 2)
     write_images(tmp_path / "dog", 2, seed=1)
     with pytest.raises(
-        DataError, match=r"the folders cat/, dog/, and none of them is named good/ or normal/.*such as .*cat, or the layout"
+        DataError, match=r"the folders cat/, dog/, and none of them is named good/, normal/ or ok/\. Rename .* to good/\. .*such as .*cat\."
     ):
         scanned(tmp_path)
 
@@ -127,8 +132,8 @@ def test_class_folders_without_normal_images_are_rejected(tmp_path: Path) -> Non
         (("bottle/train/good", "bottle/test/hole"), r"bottle is read as one class, and has the folders test/, train/"),
         (("good/train", "good/test"), r"good is read as one class, and has the folders test/, train/"),
         (("photos/good", "photos/hole"), r"photos is read as one class, and has the folders good/, hole/"),
-        (("good/", "hole"), r"good has no images that can be read"),
-        (("train/good", "test/good/", "test/hole"), r"test/good has no images that can be read"),
+        (("good/", "hole"), r"good has no images that are read"),
+        (("train/good", "test/good/", "test/hole"), r"test/good has no images that are read"),
     ],
 )
 def test_images_that_may_be_normal_or_not_are_an_error(tmp_path: Path, folders: tuple[str, ...], message: str) -> None:
@@ -137,6 +142,29 @@ def test_images_that_may_be_normal_or_not_are_an_error(tmp_path: Path, folders: 
         write_images(root / name, 0 if name.endswith("/") else 2, seed)
     with pytest.raises(DataError, match=message):
         scanned(root)
+
+
+def test_folder_without_normal_images_is_an_error_with_the_files_that_are_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    with pytest.raises(DataError, match=r"data has no images\. Put normal images .* into it\.$"):
+        scanned(root)
+    write_images(root / "ground_truth", 2)
+    with pytest.raises(
+        DataError, match=r"data has no images\. .* 2 images left out: in a folder of segmentation masks: ground_truth/ \(2\)\."
+    ):
+        scanned(root)
+    write_images(root / "good", 3)
+    write_images(root / "hole", 2, seed=1)
+    with pytest.raises(DataError, match=r"good has no images that are read\. .* 3 files left out by --exclude: \*\.png \(3\)\."):
+        scan_anomalies(root, find_normal, selection=Selection(exclude=("good/*",)))
+
+
+def test_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
+    images = Folder(tmp_path / "good", images=[tmp_path / "good/0.png"])
+    closed = Folder(tmp_path / "hole", problem="Permission denied")
+    with pytest.raises(DataError, match=r"hole cannot be listed: Permission denied\. Its images would be missing"):
+        find_normal(Folder(tmp_path, folders=[images, closed]), Notes())
 
 
 def test_unusual_places_of_images_are_noted(tmp_path: Path) -> None:
@@ -149,7 +177,7 @@ def test_unusual_places_of_images_are_noted(tmp_path: Path) -> None:
     shutil.rmtree(root / "training/hole")
     found = scanned(root)
     notes = {note.reason: note.describe() for note in found.notes}
-    assert notes.keys() == {"mask", "sibling", "loose", "splits", "normal", "anomaly"}
+    assert notes.keys() == {"ground-truth", "sibling", "loose", "splits", "normal", "anomaly"}
     assert notes["normal"].startswith("1 folder read as normal images, because it is the only one: training/photos")
     assert notes["anomaly"].startswith("2 images of the training or validation split used for the test")
     parts = {sample.path.relative_to(root).parent.as_posix(): (sample.label, sample.part) for sample in found.samples}

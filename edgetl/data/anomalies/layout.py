@@ -10,7 +10,7 @@ from edgetl.core.files.names import printable
 from edgetl.core.progress import Progress, silent
 from edgetl.core.tasks import ANOMALY, NORMAL
 from edgetl.data.folder import ImageFolder, Sample
-from edgetl.data.layout import PARTS, ClassFolder, Part, parts_of
+from edgetl.data.layout import PARTS, ClassFolder, Part, parts_of, refuse_unreadable
 from edgetl.data.listing import Folder
 from edgetl.data.scan_notes import Notes
 from edgetl.data.split import Splits, split
@@ -33,7 +33,8 @@ def find_normal(root: Folder, notes: Notes) -> list[ClassFolder]:
 
     Raises:
         DataError: it is not clear whether images are normal: several folders, and none has the name of normal images; images beside
-            folders, or directly in ``test``; splits beside or inside classes; normal images that cannot be read.
+            folders, or directly in ``test``; splits beside or inside classes; normal images that cannot be read. Also if there are no
+            images.
     """
     folders = _with_images(root, root, notes)
     parts = parts_of(folder.path.name for folder in folders)
@@ -58,6 +59,9 @@ def find_normal(root: Folder, notes: Notes) -> list[ClassFolder]:
         notes.add("loose", root.images[0].name, count=len(root.images))
     for item in found:
         _refuse_splits(item.folder)
+    if not any(item.folder.count for item in found):
+        where = printable(root.path)
+        raise DataError(f"{where} has no images. Put normal images (JPEG, PNG, WebP, BMP or TIFF) into it.{_left_out(notes)}")
     return found
 
 
@@ -74,6 +78,8 @@ def _classes(folder: Folder, part: Part | None, root: Folder, notes: Notes, *, n
     inner = _with_images(folder, root, notes if part else Notes())
     trains = part in (None, "train")
     if not inner and part != "test":
+        if part is None and root.images:
+            notes.add("normal", root.path.name)
         return [ClassFolder(NORMAL, part, replace(folder, folders=[]))]
     if folder.images:
         raise _unclear(folder, f"beside {printable(inner[0].path.name)}/" if inner else "in no folder")
@@ -83,9 +89,9 @@ def _classes(folder: Folder, part: Part | None, root: Folder, notes: Notes, *, n
     found = [ClassFolder(*((NORMAL, part) if item.name.casefold() in normal else (ANOMALY, "test")), item) for item in inner]
     if trains and all(item.label == ANOMALY for item in found):
         raise DataError(
-            f"{printable(folder.path)} has the folders {_listed(inner)}, and none of them is named good/ or normal/. Anomaly detection "
-            f"learns from normal images only. Give a folder of normal images, such as {printable(inner[0].path)}, or the layout "
-            f"{printable(root.path)}/train/good, test/good and test/DEFECT."
+            f"{printable(folder.path)} has the folders {_listed(inner)}, and none of them is named good/, normal/ or ok/. Rename the "
+            f"folder of normal images to good/. If each folder is a data set of its own, give one of them, such as "
+            f"{printable(inner[0].path)}."
         )
     for item in inner if part in ("train", "val") else ():
         if item.name.casefold() not in normal:
@@ -98,17 +104,19 @@ def _with_images(folder: Folder, root: Folder, notes: Notes) -> list[Folder]:
     """Return the folders in ``folder`` that have images, without masks.
 
     Raises:
-        DataError: a folder of normal images has none. The others would be taken for it.
+        DataError: a folder cannot be listed; or a folder of normal images has none, and the others would be taken for it.
     """
+    refuse_unreadable(folder.folders)
     found = []
     for item in folder.folders:
         name = item.path.relative_to(root.path).as_posix()
         if item.name.casefold() == MASKS_NAME:
-            notes.add("mask", name, count=item.count, by=f"{name}/")
+            notes.add("ground-truth", name, count=item.count, by=f"{name}/")
         elif item.count:
             found.append(item)
         elif item.name.casefold() in NORMAL_NAMES:
-            raise DataError(f"{printable(item.path)} has no images that can be read. Put the normal images there, or remove the folder.")
+            reasons = _left_out(notes)
+            raise DataError(f"{printable(item.path)} has no images that are read. Put normal images there, or remove the folder.{reasons}")
     return found
 
 
@@ -129,6 +137,11 @@ def _refuse_splits(folder: Folder) -> None:
         )
     for item in inner:
         _refuse_splits(item)
+
+
+def _left_out(notes: Notes) -> str:
+    """Return the notes on files that were left out as sentences, after a space."""
+    return "".join(f" {note.describe()}" for note in notes.result() if not note.used)
 
 
 def _unclear(folder: Folder, where: str) -> DataError:
