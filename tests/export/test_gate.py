@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,12 @@ def test_unlabeled_images_are_added_to_the_labeled_ones(gate: GateSet) -> None:
     assert not evaluate_file(
         _brightest, GateSet(gate.images, gate.trained, CLASSES, lambda: more), ExportConfig(max_drop=0.2), exact=False
     ).reason
+
+
+def test_images_that_are_enough_are_compared_alone(gate: GateSet) -> None:
+    more = AgreementSet((), gate.trained[:0], gate.trained[:0])
+    found = evaluate_file(_brightest, replace(gate, more=lambda: more), ExportConfig(), exact=False).unlabeled
+    assert found is not None and found.images == "36 labeled images" and found.expected_drop == 0
 
 
 def test_crops_and_unlabeled_images_are_counted_separately(gate: GateSet) -> None:

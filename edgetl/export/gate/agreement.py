@@ -277,9 +277,8 @@ def _agreement_without_labels(
 ) -> UnlabeledAgreement:
     """Return the agreement on the gate's images and on ``more``; ``exported`` are the outputs for the gate's images."""
     trained = np.concatenate([gate.trained, more.trained])
-    outputs = np.concatenate(
-        [exported, np.concatenate([outputs_of(logits, part, progress=progress) for part in more.images]) + more.offset]
-    )
+    added = np.concatenate([gate.trained[:0], *(outputs_of(logits, part, progress=progress) for part in more.images)])
+    outputs = np.concatenate([exported, added + more.offset])
     same, _ = _same_predictions(trained, outputs, gate.decoding)
     crops = sum(len(part) for part in more.images if part.crops)
     given = len(more.trained) - crops
