@@ -140,7 +140,7 @@ def _check_network(run: Run, method: Method) -> None:
     if record.task != "classification" or record.backbone.columns is not None or not record.head.plain:
         raise ConfigError(
             f"{run.path} cannot be adapted (task {record.task}, head {record.head.describe()}). Give a run for classification with one "
-            f"network and a linear head."
+            f"network and a linear head on its last features, such as that of --features last."
         )
     if method == "adabn" and not has_batchnorm(run.load_model()):
         raise ConfigError(
@@ -186,8 +186,8 @@ def read_labeled(run: Run, unlabeled: Path, labels: Path, *, every_image: bool =
     found = images_to_evaluate(data, config, run.record.decoding, run.seen_images().all, progress=progress)
     if len(found.samples) < MIN_LABELED:
         raise DataError(
-            f"--target-labels {labels} has {len(found.samples)} labeled images. A selection needs at least {MIN_LABELED}. Add images, or "
-            f"remove the option."
+            f"{labels} has {len(found.samples)} labeled target images. At least {MIN_LABELED} are needed. Add images, or adapt without "
+            f"--target-labels."
         )
     return found.samples
 
@@ -297,7 +297,7 @@ def find_alarms(chosen: Candidate, candidates: Sequence[Candidate], run: Run, *,
             "network with `edgetl evaluate`."
         )
     if run.record.calibration is not None:
-        alarms.append("the calibration of the scores is not kept. Run `edgetl calibrate`.")
+        alarms.append("the calibration of the scores is not kept, because it holds for the images of the run.")
     return tuple(alarms)
 
 

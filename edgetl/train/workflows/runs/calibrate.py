@@ -39,14 +39,14 @@ def calibrate_run(path: Path, config: CalibrationConfig | None = None, *, data: 
 
     Raises:
         RunError: ``path`` is not a run.
-        ConfigError: the task has no scores or options conflict; or the folder contains files that edgetl did not write.
+        ConfigError: the task has no scores or options conflict; the run is adapted to another domain; or the folder contains files that
+            edgetl did not write.
         DataError: the run's images are missing.
         StorageError: the run cannot be written.
     """
     run, config = open_run(path), config or CalibrationConfig(calibrate=True)
     record = run.record
-    if found := [*calibration_conflicts(config, record.task)]:
-        raise ConfigError(". ".join(found) + ".")
+    _check_request(run, config)
     with new_folder(path, overwrite=True) as folder:
         val, test = run.samples(record.selection_part, data), run.samples("test", data)
         outputs, truth = _outputs(run, [*val, *test], progress), truth_of([*val, *test])
@@ -63,6 +63,17 @@ def calibrate_run(path: Path, config: CalibrationConfig | None = None, *, data: 
         }
         write_record(folder, record.model_copy(update=changes))
     return open_run(path)
+
+
+def _check_request(run: Run, config: CalibrationConfig) -> None:
+    """Raise a ``ConfigError`` if the options conflict, or the run cannot be calibrated."""
+    if found := [*calibration_conflicts(config, run.record.task)]:
+        raise ConfigError(". ".join(found) + ".")
+    if run.record.adaptation is not None:
+        raise ConfigError(
+            f"{run.path} cannot be calibrated: its validation images are not of the domain to which it was adapted. To calibrate for this "
+            f"domain, fine-tune on labeled images of it: edgetl train LABELED --backbone {run.path} --calibrate."
+        )
 
 
 def _outputs(run: Run, samples: Sequence[Sample], progress: Progress) -> NDArray[np.float32]:
