@@ -42,7 +42,7 @@ from edgetl.export.gate.agreement import (
 )
 from edgetl.export.gate.anomalies import ConfettiSet, choose_confetti
 from edgetl.export.gate.images import ExportImages, read_images
-from edgetl.export.gate.unlabeled import AgreementSet, choose_images
+from edgetl.export.gate.unlabeled import AgreementSet, choose_images, decide_alone
 from edgetl.export.quantize.attempts import FloatHead, MeasurementImages
 from edgetl.export.quantize.search import RefitData
 from edgetl.runtime.engine import load_engine
@@ -142,9 +142,14 @@ class ExportContext:
 
     @cached_property
     def agreement_set(self) -> AgreementSet:
-        """Unlabeled images and crops in addition to the gate's images, with the trained model's outputs for them."""
+        """Unlabeled images and crops in addition to the gate's images, with the trained model's outputs for them.
+
+        None if the gate's images have no labels, and decide alone: their expected drop is then that of the file.
+        """
         others = [] if self.gate.folds else self.images.fitting
         images = choose_images(self.gate.samples, others, self.images.unlabeled, self.gate.spec)
+        if not self.gate.labeled and decide_alone(len(self.gate.samples), self.limits.max_drop):
+            images = ()
         outputs = np.concatenate([self.gate.trained[:0], *(self._trained_outputs(part) for part in images)])
         offset = np.zeros_like(outputs)
         if self.gate.folds and images and images[-1].crops:

@@ -135,7 +135,7 @@ def _too_few_scaled(context: ExportContext) -> str:
     return (
         f"{count} of {n} {context.gate.name} are JPEG files that this setting scales. It needs "
         f"{max(math.ceil(1 / limit), math.ceil(n / 2))} "
-        f"or more. Train on images as large as those of the device"
+        f"or more. {'Train on' if context.gate.kind == 'validation' else 'Give target'} images as large as those of the device"
     )
 
 

@@ -18,7 +18,7 @@ from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import silent
 from edgetl.core.results import UnlabeledAgreement
 from edgetl.core.tasks import OutputDecoding
-from edgetl.data.folder import Sample
+from edgetl.data.folder import Sample, scan_unlabeled
 from edgetl.data.loading import PixelSet
 from edgetl.errors import ConfigError, DataError
 from edgetl.export.config import ExportConfig
@@ -26,13 +26,14 @@ from edgetl.export.context import prepare
 from edgetl.export.gate.agreement import GateSet, compare, drop_reason
 from edgetl.export.gate.degradation import expected_drop_reason
 from edgetl.export.gate.images import read_images
-from edgetl.export.gate.unlabeled import changed_too_much
+from edgetl.export.gate.unlabeled import changed_too_much, decide_alone
 from edgetl.export.package import export_bundle
+from edgetl.runtime.verify import verify
 from edgetl.train.artifacts.run import Run, open_run
 from edgetl.train.config.adaptation.options import AdaptationConfig
 from edgetl.train.workflows.runs.adapt import adapt_run
+from edgetl.train.workflows.runs.calibrate import calibrate_run
 from tests.built import built
-from tests.command import edgetl
 from tests.conftest import write_colors
 from tests.domains import invert
 
@@ -87,7 +88,7 @@ def test_variants_have_the_agreement_with_the_trained_model_and_no_accuracy(adap
     assert (manifest.score_name, manifest.gate_images) == ("agreement", "unlabeled target images")
     int8 = adapted_bundle.variant("onnx-int8")
     assert int8.test is None and int8.accuracy_drop is None and int8.validation.value == int8.agreement.top1_agreement
-    assert int8.unlabeled is not None and int8.unlabeled.images == "60 target images and 480 random crops"
+    assert int8.unlabeled is not None and int8.unlabeled.images == "60 target images", "these decide alone with a limit of 0.2"
     assert manifest.drop_of(int8) == int8.unlabeled.expected_drop
     assert manifest.drop_of(adapted_bundle.variant("onnx-fp32")) == 0.0
 
@@ -111,8 +112,7 @@ def test_output_and_card_name_the_images_of_the_gate(adapted_bundle: Bundle) -> 
 
 
 def test_bundle_of_an_adapted_run_passes_its_verification(adapted_bundle: Bundle) -> None:
-    done = edgetl("verify", adapted_bundle.path)
-    assert done.returncode == 0, done.stderr
+    assert len(verify(adapted_bundle).checked) == len(adapted_bundle.manifest.variants) == 2
 
 
 def test_labels_of_the_trained_model_are_kept_at_a_smaller_input(adapted: Run, tmp_path: Path) -> None:
@@ -156,6 +156,42 @@ def test_unlabeled_replaces_the_images_of_the_adaptation(adapted: Run, target: P
 def test_images_of_the_training_are_not_counted_as_adapted(adapted: Run, digits: Path) -> None:
     found = read_images(adapted, ExportConfig(unlabeled=digits / "0")).target
     assert found is not None and found.adapted == 0
+
+
+def test_scores_of_an_adapted_run_are_not_calibrated_on_images_of_the_training(adapted: Run) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be calibrated: its validation images are not of the domain to which it was adapted"):
+        calibrate_run(adapted.path)
+
+
+def test_run_may_be_adapted_to_images_of_its_training(adapted: Run, digits: Path, tmp_path: Path) -> None:
+    contents = sorted({sample.content for sample in scan_unlabeled(digits / "0")})
+    fingerprint = hashlib.sha256("\n".join(contents).encode()).hexdigest()
+    run = changed(adapted, tmp_path / "run", target=str(digits / "0"), fingerprint=fingerprint)
+    found = read_images(run, ExportConfig()).target
+    assert found is not None and found.adapted == found.n == len(contents)
+
+
+def test_unlabeled_images_of_the_training_are_a_warning(
+    adapted: Run, digits: Path, target: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_images(adapted, ExportConfig(unlabeled=target))
+    assert not caplog.text
+    trained = adapted.samples("train")[:8]
+    for sample in trained:
+        shutil.copy(sample.path, tmp_path / sample.path.name)
+    shutil.copytree(target / "0", tmp_path / "0")
+    read_images(adapted, ExportConfig(unlabeled=tmp_path))
+    assert "--unlabeled: 8 of 20 images are of the training before the adaptation, not of the target domain" in caplog.text
+
+
+def test_folder_without_readable_target_images_is_an_error(adapted: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    run = changed(adapted, tmp_path / "run", target=str(tmp_path / "empty"))
+    with pytest.raises(DataError) as caught:
+        read_images(run, ExportConfig())
+    assert str(caught.value) == (
+        f"the folder of target images {tmp_path / 'empty'} contains no usable image: no image in it can be read. Give other images."
+    )
 
 
 def test_options_for_labeled_images_of_the_training_are_errors(adapted: Run, digits: Path, tmp_path: Path) -> None:
@@ -258,6 +294,18 @@ def test_reason_without_labels_suggests_more_target_images() -> None:
     assert "Give more target images with --unlabeled (with 200 or more, these decide without crops), or raise" in changed_too_much(
         found, 30, 0.01
     )
+    labeled = found.model_copy(update={"crops": 440})
+    assert labeled.images == "30 labeled images, 30 target images and 440 random crops"
+    assert "Add labeled images (with 100 or more, these decide alone), give more target images with --unlabeled, or raise" in (
+        changed_too_much(labeled, 30, 0.01)
+    )
+
+
+def test_enough_target_images_decide_without_crops(adapted: Run, tmp_path: Path) -> None:
+    assert [decide_alone(n, 0.01) for n in (99, 100)] == [decide_alone(n, 0.001) for n in (99, 100)] == [False, True]
+    assert decide_alone(5, 0.2) and not decide_alone(4, 0.2)
+    more = prepare(adapted, ExportConfig(max_drop=0.1), tmp_path, silent).agreement_set
+    assert (more.images, more.trained.shape) == ((), (0, 10))
 
 
 def test_too_few_target_images_for_a_reference_are_counted(adapted_bundle: Bundle) -> None:

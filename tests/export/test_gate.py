@@ -557,8 +557,7 @@ def test_read_unlabeled_logs_the_numbers_of_images_left_out(tmp_path: Path, capl
     assert {item.path for item in found} < set(folder.rglob("*.png"))
     assert {item.label for item in found} == {0} and training[0].content not in {item.content for item in found}
     assert (
-        "--unlabeled: 5 of 8 images are used. Left out: 1 that cannot be decoded; 2 that are copies, training images, or beyond the "
-        f"limit of {MOST_UNLABELED}"
+        f"--unlabeled: 5 of 7 readable images are used. The others are copies, training images, or beyond the limit of {MOST_UNLABELED}"
     ) in caplog.messages
 
 
@@ -575,7 +574,7 @@ def test_read_unlabeled_rejects_a_folder_without_other_images(tmp_path: Path) ->
     with pytest.raises(DataError) as caught:
         read_unlabeled(folder, training)
     assert str(caught.value) == (
-        f"--unlabeled {folder} contains no usable image: 7 found, 1 cannot be decoded. Training images are skipped."
+        f"--unlabeled {folder} contains no usable image: all of its images are training images. Give other images."
     )
     with pytest.raises(DataError) as caught:
         read_unlabeled(tmp_path / "nowhere", training)

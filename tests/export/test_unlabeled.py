@@ -128,7 +128,7 @@ def test_unlabeled_images_exclude_broken_and_training_images(colors: Path, tmp_p
     with pytest.raises(DataError, match=r"is a file\. Give a folder with images"):
         read_unlabeled(other / "copy.png", training)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="contains no usable image: 0 found"):
+    with pytest.raises(DataError, match="contains no usable image: no image in it can be read"):
         read_unlabeled(tmp_path / "empty", training)
 
 

@@ -13,8 +13,8 @@ read:
   are those of the device.
 - Golden images: images of the gate. A wrong kernel changes the scores of any image, but int8 kernels are exercised in the calibrated
   ranges only by images of the target domain.
-- Monitoring reference: all target images in their natural frequencies. With a reference of training images, a device in the target domain
-  would report drift from its first window on.
+- Monitoring reference: target images of both halves in their natural frequencies. With a reference of training images, a device in the
+  target domain would report drift from its first window on.
 - Test images: none. Those of the training are of another domain.
 """
 
@@ -105,8 +105,7 @@ def _target_images(run: Run, record: AdaptationRecord, config: ExportConfig, pro
     fitting, rest = ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]
     used = {sample.content for sample in fitting}
     gate = [sample for sample in labeled if sample.content not in used]
-    digest = hashlib.sha256("\n".join(sorted(sample.content for sample in target)).encode()).hexdigest()
-    found = TargetImages(n=len(target), adapted=adapted, labeled=len(gate), images_sha256=digest)
+    found = TargetImages(n=len(target), adapted=adapted, labeled=len(gate), images_sha256=_digest(target))
     if not labeled:
         return ExportImages(fitting, rest, [], target, kind="unlabeled target", target=found)
     others = [sample for sample in rest if sample.content not in known]
@@ -121,11 +120,15 @@ def _read_target(run: Run, record: AdaptationRecord, config: ExportConfig) -> tu
             f"the target images of {run.path} are not at {folder}. They are needed to calibrate and to compare the files. Give a folder "
             f"of images of the target domain with --unlabeled."
         )
-    option = "--unlabeled" if config.unlabeled else "target images"
+    option = "--unlabeled" if config.unlabeled else "the folder of target images"
     target = read_unlabeled(folder, (), option=option)
     training = {entry.content for entry in run.splits().entries}
     seen = run.seen_images().trained
     adapted = sum(hash_prefix(sample.content) in seen and sample.content not in training for sample in target)
+    if _digest(target) == record.fingerprint:  # the run may have been adapted to images of its training
+        adapted = len(target)
+    elif config.unlabeled and (source := sum(sample.content in training for sample in target)):
+        _log.warning("%s: %d of %d images are of the training before the adaptation, not of the target domain", option, source, len(target))
     if not adapted and config.unlabeled is None:
         raise DataError(
             f"{folder} has none of the images that {run.path} was adapted to. Give a folder of images of the target domain with "
@@ -152,6 +155,11 @@ def _read_labels(run: Run, record: AdaptationRecord, config: ExportConfig, progr
         )
     _log.warning("the labeled target images are not at %s. The accuracy gate decides without labels", labels)
     return ()
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    """Return the SHA-256 (hex) over the contents of images, as in ``AdaptationRecord.fingerprint``."""
+    return hashlib.sha256("\n".join(sorted(sample.content for sample in samples)).encode()).hexdigest()
 
 
 def _exists(path: Path) -> bool:

@@ -27,12 +27,8 @@ from edgetl.core.output_decoding import scores_of
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.results import UnlabeledAgreement
 from edgetl.core.tasks import OutputDecoding
-from edgetl.data.content.integrity import check_images
-from edgetl.data.folder import Sample, check_folder
-from edgetl.data.listing import list_images
+from edgetl.data.folder import Sample, check_folder, scan_unlabeled
 from edgetl.data.loading import PixelSet, stratified
-from edgetl.data.scan_notes import Notes, log_notes
-from edgetl.data.selection import NO_SELECTION
 from edgetl.errors import DataError
 
 # Smallest number of tensors for measuring agreement. A MobileNetV2 takes 2 to 5 seconds for them.
@@ -84,34 +80,21 @@ def choose_images(
 def read_unlabeled(folder: Path, training: Sequence[Sample], *, option: str = "--unlabeled") -> list[Sample]:
     """Return the readable images below ``folder``, at most ``MOST_UNLABELED``, without training images and copies.
 
-    The number of images that are left out is logged. ``option`` names the folder in messages.
+    Images that are left out are logged. ``option`` names the folder in messages.
 
     Raises:
         DataError: ``folder`` is not a folder, or contains no usable image.
     """
     check_folder(folder, option=option, holds="images, in any arrangement")
-    notes = Notes()
-    checked = check_images(list(list_images(folder, NO_SELECTION, notes).files()), folder)
-    log_notes(notes.result())
-    seen = {sample.content for sample in training}
-    contents = {result.content: path for path, result in checked.items() if result.content is not None}
-    chosen = [Sample(path, 0, content) for content, path in sorted(contents.items()) if content not in seen][:MOST_UNLABELED]
-    broken = sum(result.content is None for result in checked.values())
-    if left_out := len(checked) - len(chosen):
-        _log.info(
-            "%s: %d of %d images are used. Left out: %d that cannot be decoded; %d that are copies, training images, or beyond the limit "
-            "of %d",
-            option,
-            len(chosen),
-            len(checked),
-            broken,
-            left_out - broken,
-            MOST_UNLABELED,
-        )
+    found, seen = scan_unlabeled(folder), {sample.content for sample in training}
+    contents = {sample.content: sample for sample in found}
+    chosen = [contents[content] for content in sorted(contents) if content not in seen][:MOST_UNLABELED]
+    others = f"copies, {'training images, ' if training else ''}or beyond the limit of {MOST_UNLABELED}"
+    if len(chosen) < len(found):
+        _log.info("%s: %d of %d readable images are used. The others are %s", option, len(chosen), len(found), others)
     if not chosen:
-        raise DataError(
-            f"{option} {folder} contains no usable image: {len(checked)} found, {broken} cannot be decoded. Training images are skipped."
-        )
+        reason = "all of its images are training images" if found else "no image in it can be read"
+        raise DataError(f"{option} {folder} contains no usable image: {reason}. Give other images.")
     return chosen
 
 
@@ -159,6 +142,11 @@ def expected_drops(trained: NDArray[np.float32], exported: NDArray[np.float32], 
     return scores[rows, trained.argmax(axis=1)] - scores[rows, exported.argmax(axis=1)]
 
 
+def decide_alone(n: int, max_drop: float) -> bool:
+    """Return true if one of ``n`` images of the gate weighs at most the limit of the expected drop, so that crops do not count."""
+    return n * max(MAX_EXPECTED_DROP, max_drop) >= 1
+
+
 def changed_too_much(found: UnlabeledAgreement, labeled: int, max_drop: float) -> str:
     """Return the reason for rejecting a file by changed predictions; empty if it passes, or if the task has no such limit.
 
@@ -167,11 +155,13 @@ def changed_too_much(found: UnlabeledAgreement, labeled: int, max_drop: float) -
     drop of 0.027 with their crops.
     """
     limit = max(MAX_EXPECTED_DROP, max_drop)
-    if labeled * limit >= 1 or found.expected_drop is None or found.expected_drop <= limit + 1e-9:
+    if decide_alone(labeled, max_drop) or found.expected_drop is None or found.expected_drop <= limit + 1e-9:
         return ""
     enough = math.ceil(1 / limit)
     remedy = f"Add labeled images (with {enough} or more, these decide alone), give images of the camera with --unlabeled"
     if found.target:
+        remedy = f"Add labeled images (with {enough} or more, these decide alone), give more target images with --unlabeled"
+    if found.target + found.crops == found.n:
         remedy = f"Give more target images with --unlabeled (with {2 * enough} or more, these decide without crops)"
     return (
         f"{round((1 - found.top1_agreement) * found.n)} of {found.n} predictions change on {found.images}. The trained model's scores "
