@@ -243,7 +243,7 @@ def _refuse_folds(root: Folder) -> None:
 
 
 def refuse_unreadable(folders: Sequence[Folder]) -> None:
-    """Refuse folders that cannot be listed, because their images would be missing without a word.
+    """Refuse folders that cannot be listed, because their images would be missing.
 
     Raises:
         DataError: one of ``folders`` cannot be listed.

@@ -13,11 +13,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from edgetl.core.files.atomic import write_text
 from edgetl.data.folder import scan_unlabeled
 from edgetl.errors import BackboneError, ConfigError, DataError
 from edgetl.pretrain import loop
 from edgetl.pretrain.options import SelfSupervisedConfig
-from edgetl.pretrain.unlabeled import self_supervised
+from edgetl.pretrain.unlabeled import self_supervised, writer
 from edgetl.pretrain.unlabeled.self_supervised import match, pretrain_self_supervised
 from edgetl.pretrain.unlabeled.vicreg import vicreg
 from edgetl.train.artifacts.continued import WEIGHTS_NAME, ContinuedRecord
@@ -126,6 +127,26 @@ def test_resumed_pretraining_gives_the_same_weights(
         _pretrain(inputs, tmp_path, lr=0.002)
     assert _pretrain(inputs, tmp_path).files[WEIGHTS_NAME] == pretrained[1].files[WEIGHTS_NAME]
     assert not (tmp_path / loop.CHECKPOINT_NAME).exists()
+
+
+def test_incomplete_folder_is_no_backbone_and_is_completed_by_the_next_call(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_supervised, "CHECKPOINT_STEPS", 1)
+    for missing in ("self-supervised.json", "config.json"):
+
+        def write(path: Path, text: str, *, missing: str = missing) -> None:
+            if path.name == missing:
+                raise KeyboardInterrupt
+            write_text(path, text)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(writer, "write_text", write)
+            _pretrain(inputs, tmp_path, steps=2)
+        with pytest.raises(BackboneError):
+            load_backbone(BackboneConfig(name=f"local-dir:{tmp_path}"), 3)
+    record = _pretrain(inputs, tmp_path, steps=2)
+    assert load_backbone(BackboneConfig(name=f"local-dir:{tmp_path}"), 3).weights_sha256 == record.files[WEIGHTS_NAME]
 
 
 def test_wrong_inputs_are_rejected(inputs: Path, pretrained: tuple[Path, ContinuedRecord], tmp_path: Path) -> None:

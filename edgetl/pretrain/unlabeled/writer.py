@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ def check_empty(out: Path) -> None:
 
 
 def publish(out: Path, inputs: Inputs, network: nn.Module, *, seen: SeenImages, facts: dict[str, Any]) -> ContinuedRecord:
-    """Write the weights, timm's configuration, the hashes of the images, and the record. Remove the checkpoint.
+    """Write the weights, the hashes of the images, the record, and timm's configuration. Remove the checkpoint.
+
+    The configuration is written last. Without it, no incomplete folder is a backbone, which would then have no lineage.
 
     Args:
         out: folder to write.
@@ -44,10 +47,11 @@ def publish(out: Path, inputs: Inputs, network: nn.Module, *, seen: SeenImages, 
     start, samples = inputs.start, (*inputs.train, *inputs.held)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     write_bytes(out / WEIGHTS_NAME, safetensors.torch.save(state, {"format": "pt"}))
-    write_text(out / TIMM_CONFIG_NAME, json.dumps(published_config(start, ()), indent=2) + "\n")
+    timm_config = json.dumps(published_config(start, ()), indent=2) + "\n"
     write_bytes(out / UNLABELED_NAME, pack_prefixes(perceptual_hashes(samples) | inputs.known))
     seen.write(out)
-    names = (WEIGHTS_NAME, TIMM_CONFIG_NAME, UNLABELED_NAME, TRAINED_NAME, SELECTED_NAME, PERCEPTUAL_NAME)
+    names = (WEIGHTS_NAME, UNLABELED_NAME, TRAINED_NAME, SELECTED_NAME, PERCEPTUAL_NAME)
+    hashes = {name: sha256_of(out / name) for name in names}
     record = ContinuedRecord(
         name=out.resolve().name,
         backbone=start.name,
@@ -58,9 +62,10 @@ def publish(out: Path, inputs: Inputs, network: nn.Module, *, seen: SeenImages, 
         data_fingerprint=inputs.data_fingerprint(),
         versions=versions(),
         host=fingerprint(),
-        files={name: sha256_of(out / name) for name in names},
+        files={**hashes, TIMM_CONFIG_NAME: hashlib.sha256(timm_config.encode()).hexdigest()},
         **facts,
     )
     write_text(out / RECORD_NAMES[record.method], record.model_dump_json(indent=1) + "\n")
+    write_text(out / TIMM_CONFIG_NAME, timm_config)
     (out / CHECKPOINT_NAME).unlink(missing_ok=True)
     return record
