@@ -147,7 +147,7 @@ def measure_alignment(run_path: Path, target_path: Path, name: str, seed: int) -
         execution = Execution("cpu", Path(work), seed=seed, batch_size=config.batch_size)
         target = tuple(replace(sample, label=position) for position, sample in enumerate(folder.samples))
         source = run.backbone()
-        start = adapt_batchnorm(source, target, execution)
+        start = adapt_batchnorm(source, target, execution, source=source.model)
         training = TargetTraining(
             method="mcc",
             labels=run.record.labels,
@@ -162,7 +162,7 @@ def measure_alignment(run_path: Path, target_path: Path, name: str, seed: int) -
             execution=execution,
         )
         model = train_on_target(training, lambda *given: aligned_objective(name, *given))
-        adapted = adapt_batchnorm(replace(start, model=model), target, execution)
+        adapted = adapt_batchnorm(replace(start, model=model), target, execution, source=source.model)
         features = features_of(adapted, config.batch_size, device="cpu", images=len(target))(target)
         with torch.no_grad():
             outputs = adapted.head(torch.from_numpy(features)).numpy()

@@ -164,7 +164,7 @@ def measure(name: str, start: str, size: tuple[Side, Side], methods: list[str], 
         if key == "edgetl":
             changed = pretrain_with_edgetl(backbone, unlabeled, options.seed)
         elif key == "adabn":
-            changed = adapt_batchnorm(backbone, unlabeled, Execution("cpu", Path(), seed=options.seed))
+            changed = adapt_batchnorm(backbone, unlabeled, Execution("cpu", Path(), seed=options.seed), source=backbone.model)
         else:
             changed = replace(backbone, model=copy.deepcopy(backbone.model))
             pretrain(changed, METHODS[key], images, unlabeled, changed_options(options, changes))

@@ -22,7 +22,7 @@ from edgetl.errors import ConfigError, DataError
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
 from edgetl.runtime.evaluation import EvaluationConfig
-from edgetl.train.adaptation.batchnorm import adapt_batchnorm
+from edgetl.train.adaptation.batchnorm import LEAST_VARIANCE, adapt_batchnorm
 from edgetl.train.adaptation.losses import class_confusion, entropy, information_loss
 from edgetl.train.adaptation.pseudo_labels import pseudo_labels
 from edgetl.train.adaptation.scores import diversity, information
@@ -95,7 +95,7 @@ def test_adapted_batchnorm_has_the_statistics_of_the_target_images(run: Run, dig
     backbone, execution = run.backbone(), Execution("cpu", tmp_path)
     before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     target = scan_unlabeled(inverted(digits, tmp_path / "inverted"))
-    adapted = adapt_batchnorm(backbone, target, execution).model
+    adapted = adapt_batchnorm(backbone, target, execution, source=backbone.model).model
     seen: list[torch.Tensor] = []
     first = next(module for module in adapted.modules() if isinstance(module, torch.nn.BatchNorm2d))
     first.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].clone()))
@@ -104,6 +104,21 @@ def test_adapted_batchnorm_has_the_statistics_of_the_target_images(run: Run, dig
     assert torch.allclose(first.running_mean, seen[0].mean((0, 2, 3)), atol=1e-4)  # type: ignore[arg-type]
     assert all(torch.equal(value, before[name]) for name, value in backbone.model.state_dict().items()), "the run's network is unchanged"
     assert not adapted.training
+
+
+def test_a_channel_that_is_constant_on_the_target_images_keeps_a_part_of_its_variance(run: Run, digits: Path, tmp_path: Path) -> None:
+    backbone, execution = run.backbone(), Execution("cpu", tmp_path)
+    name, first = next((name, layer) for name, layer in backbone.model.named_modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    before = backbone.model.get_buffer(f"{name}.running_var").clone()
+    convolution = next(layer for layer in backbone.model.modules() if isinstance(layer, torch.nn.Conv2d))
+    with torch.no_grad():
+        convolution.weight[3] = 0.0
+    target = scan_unlabeled(inverted(digits, tmp_path / "inverted"))
+    adapted = adapt_batchnorm(backbone, target, execution, source=backbone.model).model.get_buffer(f"{name}.running_var")
+    assert len(before) == first.num_features
+    assert float(adapted[3]) == pytest.approx(LEAST_VARIANCE * float(before[3]))
+    others = torch.arange(len(before)) != 3
+    assert (adapted >= LEAST_VARIANCE * before)[others].all() and not torch.allclose(adapted[others], before[others])
 
 
 def test_auto_never_chooses_a_network_below_that_of_the_run() -> None:

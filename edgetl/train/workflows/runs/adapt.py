@@ -197,7 +197,8 @@ def _adapt(run: Run, images: DomainImages, config: AdaptationConfig, execution: 
     source = _measure(run.backbone(), images, execution)
     networks, start = {SOURCE_ONLY: source}, source
     if has_batchnorm(source.backbone.model):
-        networks["adabn"] = start = _measure(adapt_batchnorm(source.backbone, images.target, execution), images, execution)
+        adapted = adapt_batchnorm(source.backbone, images.target, execution, source=source.backbone.model)
+        networks["adabn"] = start = _measure(adapted, images, execution)
     else:
         _log.info("AdaBN is left out, because %s has no BatchNorm layers", source.backbone.architecture)
     if config.method == "adabn":
@@ -218,7 +219,8 @@ def _adapt(run: Run, images: DomainImages, config: AdaptationConfig, execution: 
         execution=execution,
     )
     trained = replace(start.backbone, model=train_on_target(training))
-    networks[method] = _measure(adapt_batchnorm(trained, images.target, execution), images, execution)
+    adapted = adapt_batchnorm(trained, images.target, execution, source=source.backbone.model)
+    networks[method] = _measure(adapted, images, execution)
     return networks
 
 
