@@ -76,3 +76,28 @@ def test_devices_option_starts_processes_and_an_error_stops_all_of_them(tmp_path
     assert done.returncode != 0 and "exists already" in done.stderr
     done = edgetl("train", str(data), *OPTIONS, "--out", str(tmp_path / "run"), "--devices", "2", "--overwrite", "--json")
     assert _record(done)["name"] == "run"
+
+
+_ONE_FAILS = """
+import sys
+from pathlib import Path
+from edgetl.errors import TrainingError
+from edgetl.train.loop.processes import gather, launch, rank, results_folder
+launch("cpu")
+if rank() == 1:
+    sys.exit(0)  # as after an error of its own. torchrun does not end the other processes
+try:
+    with results_folder(Path(sys.argv[1]), inputs={}, overwrite=False):
+        gather(["key"])
+except TrainingError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_the_loss_of_another_process_is_an_error_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(_ONE_FAILS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "script.py")]
+    done = subprocess.run([*launch, str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert "process 0 of 2 lost the connection to another process" in done.stdout, done.stderr
+    assert not (tmp_path / "out").exists()

@@ -74,19 +74,20 @@ def _batches(
     return list(ShardBatches(found, BatchOptions(size, workers=workers, shard=shard), steps, SPEC, None))
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3, 4])
-def test_each_epoch_fills_all_steps_from_shards_with_training_images(lanes: int) -> None:
-    order = replace(make_order((5, 0, 7, 4, 8), 4, seed=3, processes=1), lanes=lanes)
-    steps = range(order.epoch_steps)
-    used = {lane: list(order.passes(lane, steps)) for lane in range(lanes)}
-    for lane, passes in used.items():
-        assert sum(count for _, count in passes) == sum(order.images(lane, step) for step in steps)
-    assert 1 not in {found.shard for passes in used.values() for found, _ in passes}
-    if lanes == 1:
-        counts = dict.fromkeys(range(5), 0)
-        for found, count in used[0]:
-            counts[found.shard] += count
-        assert sum(counts.values()) == 24 and all(counts[shard] <= total for shard, total in enumerate((5, 0, 7, 4, 8)))
+@pytest.mark.parametrize(
+    ("counts", "batch_size"), [((5, 0, 7, 4, 8), 4), ((5, 0, 7, 4, 8), 5), ((30,) * 40, 32), ((30,) * 40, 33), ((1, 90, 1, 1), 4)]
+)
+def test_each_epoch_has_each_image_once(counts: tuple[int, ...], batch_size: int) -> None:
+    order = make_order(counts, batch_size, seed=3, processes=1)
+    for epoch in range(3):
+        steps = range(epoch * order.epoch_steps, (epoch + 1) * order.epoch_steps)
+        used = []
+        for lane in range(order.lanes):
+            passes = list(order.passes(lane, steps))
+            assert sum(count for _, count in passes) == sum(order.images(lane, step) for step in steps)
+            used += [(found.shard, found.skip + place) for found, count in passes for place in range(count)]
+        assert len(used) == len(set(used)) == sum(counts) // batch_size * batch_size
+        assert all(place < counts[shard] for shard, place in used)
 
 
 @pytest.mark.parametrize("shards", [1, 5, 20, 32, 100])

@@ -89,17 +89,35 @@ def gather(keys: Iterable[str]) -> list[str]:
     return sorted({key for part in found for key in part or ()})
 
 
-@contextmanager
-def results_folder(out: Path, *, inputs: Inputs, overwrite: bool) -> Iterator[Path]:
-    """Create the run folder in rank 0, and a temporary folder in every other rank. All ranks leave the context together."""
-    if rank() == 0:
-        with new_folder(out, inputs=inputs, overwrite=overwrite) as folder:
-            yield folder
-    else:
-        with TemporaryDirectory(prefix="edgetl-rank-") as discarded:
-            yield Path(discarded)
+def wait_for_processes() -> None:
+    """Wait until every process of the training is here."""
     if world_size() > 1:
         dist.barrier()
+
+
+@contextmanager
+def results_folder(out: Path, *, inputs: Inputs, overwrite: bool) -> Iterator[Path]:
+    """Create the run folder in rank 0, and a temporary folder in every other rank. All ranks leave the context together.
+
+    Raises:
+        TrainingError: another process ended with an error, so that this one cannot continue.
+    """
+    try:
+        if rank() == 0:
+            with new_folder(out, inputs=inputs, overwrite=overwrite) as folder:
+                yield folder
+        else:
+            with TemporaryDirectory(prefix="edgetl-rank-") as discarded:
+                yield Path(discarded)
+        wait_for_processes()
+    except RuntimeError as error:
+        # gloo has no error class of its own.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise TrainingError(
+            f"process {rank()} of {world_size()} lost the connection to another process. If that process ended with an error, its message "
+            f"has the reason."
+        ) from error
 
 
 @contextmanager

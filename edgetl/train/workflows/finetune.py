@@ -49,7 +49,7 @@ from edgetl.train.heads.fit import with_head_modules
 from edgetl.train.heads.modules import HeadSpec, head_of
 from edgetl.train.inputs.features import features_of
 from edgetl.train.loop.checkpoints import Checkpoints
-from edgetl.train.loop.processes import Execution, launch, rank, results_folder
+from edgetl.train.loop.processes import Execution, launch, rank, results_folder, wait_for_processes, world_size
 from edgetl.train.loop.resume import PLAN, PREPROCESSING, Job, resume_command
 from edgetl.train.networks.backbone import Backbone, with_intensity
 from edgetl.train.networks.stages import choose_stages, find_stages
@@ -234,13 +234,16 @@ def _open_checkpoints(out: Path, training: Training, options: dict[str, Any], *,
     side = out.with_name(f"{out.name}{CHECKPOINTS_SUFFIX}")
     check_side_folder(side)
     checkpoints = Checkpoints(side, job, interval_s=training.config.run.checkpoint_s)
-    if overwrite and not resume:
-        checkpoints.remove()
+    for process in range(world_size()):  # one after the other, because they may share a disk
+        if process == rank() and overwrite and not resume:
+            checkpoints.remove()
+        wait_for_processes()
     if checkpoints.newest() is not None and not resume:
         raise ConfigError(
             f"a training of {out} was stopped. Its state is in {checkpoints.folder}. Continue with {resume_command(out)}, or start again "
             f"with --overwrite."
         )
+    wait_for_processes()  # before one of them writes a new state there
     return checkpoints
 
 

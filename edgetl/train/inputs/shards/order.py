@@ -1,9 +1,8 @@
 """Order of the images of sharded training: lanes of shards, which do not depend on the number of processes.
 
-A lane is a sequence of shards. The images of an epoch are dealt to the lanes in turn, so the numbers of images of two lanes in a batch
-differ by 1 at most. A process reads some of the lanes. The batches of several processes are therefore those of one process. The order of
-the shards is drawn for each epoch, and dealt to the lanes. A lane that is too short for the epoch starts again, and the rest of a longer
-one is left out: all processes take the same number of steps.
+The order of the shards is drawn for each epoch. The images of all shards in this order are cut into lanes of equal length, so two lanes can
+share a shard. A batch takes images from the lanes in turn, so the numbers of images of two lanes in a batch differ by 1 at most. A process
+reads some of the lanes. The batches of several processes are therefore those of one process, and each image is used once in an epoch.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +28,7 @@ class ShardPass(NamedTuple):
     Attributes:
         shard: number of the shard.
         seed: seed of the order and the augmentation.
-        skip: number of images at the start that are not used.
+        skip: number of images at the start that are not used, because another lane or an earlier step uses them.
     """
 
     shard: int
@@ -78,17 +76,14 @@ class LaneOrder:
         return (steps * self.batch_size - lane + self.lanes - 1) // self.lanes
 
     def _of_epoch(self, lane: int, epoch: int, start: int, stop: int) -> Iterator[tuple[ShardPass, int]]:
-        filled = np.flatnonzero(self.counts)
-        order = np.random.default_rng([self.seed, epoch]).permutation(filled)[lane :: self.lanes].tolist()
+        """Yield the shards of the images ``start`` to ``stop`` of a lane. The images of the lanes before it are first in the order."""
+        before = sum(self._dealt(earlier, self.epoch_steps) for earlier in range(lane))
         place = 0
-        for repetition in count():
-            for shard in order:
-                first, after = max(start - place, 0), min(self.counts[shard], stop - place)
-                if after > first:
-                    yield ShardPass(shard, f"{self.seed} {epoch} {repetition} {shard}", first), after - first
-                place += self.counts[shard]
-                if place >= stop:
-                    return
+        for shard in np.random.default_rng([self.seed, epoch]).permutation(np.flatnonzero(self.counts)).tolist():
+            first, after = max(before + start - place, 0), min(self.counts[shard], before + stop - place)
+            if after > first:
+                yield ShardPass(shard, f"{self.seed} {epoch} {shard}", first), after - first
+            place += self.counts[shard]
 
 
 def make_order(counts: tuple[int, ...], batch_size: int, *, seed: int, processes: int) -> LaneOrder:
