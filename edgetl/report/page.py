@@ -128,8 +128,7 @@ def _sections(model: ReportedModel, events: Sequence[Event] | None) -> list[tupl
         found.append(("Training", training_section(run)))
         found.append((f"Results on {run.shown_split} images", results_section(run)))
         if run.shown.reliability is not None:
-            shown, rule = run.shown, run.record.decision_rule
-            found.append(("Calibration", calibration_section(run.shown.reliability, rule, shown.rejection, run.shown_split)))
+            found.append(("Calibration", calibration_section(run, run.shown.reliability)))
         if run.predictions:
             found.append(("Wrong predictions", mistakes_section(run)))
     found += [("Comparison of groups", groups_section(evaluation)) for evaluation in model.evaluations]

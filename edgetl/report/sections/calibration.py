@@ -5,13 +5,13 @@ from __future__ import annotations
 from xml.etree.ElementTree import Element
 
 from edgetl.core.results import Rejection, Reliability
-from edgetl.core.tasks import DecisionRule
 from edgetl.report.charts import reliability_chart
 from edgetl.report.elements import Child, element, figure, number, paragraph, table, with_interval
+from edgetl.report.models import RunFacts
 
 
-def calibration_section(reliability: Reliability, rule: DecisionRule, rejection: Rejection | None, split: str) -> list[Child]:
-    """Return the content of the section about the calibration of scores, and rejected images, on the images of ``split``."""
+def calibration_section(run: RunFacts, reliability: Reliability) -> list[Child]:
+    """Return the content of the section about the calibration of scores, and rejected images, on the shown images of a run."""
     rows: list[list[Child]] = [
         [f"{item.low:.3f} to {item.high:.3f}", str(item.accuracy.n), number(item.score), with_interval(item.accuracy)]
         for item in reliability.bins
@@ -20,8 +20,8 @@ def calibration_section(reliability: Reliability, rule: DecisionRule, rejection:
     direction = "higher" if mean_gap > 0 else "lower"
     text = (
         f"Expected calibration error (ECE): mean difference of score and accuracy over 15 bins of equal width (Guo et al. 2017, "
-        f"arXiv:1706.04599), on {reliability.n:,} predictions of {split} images. The mean score is {abs(mean_gap):.3f} {direction} than "
-        f"the accuracy."
+        f"arXiv:1706.04599), on {reliability.n:,} predictions of {run.shown_split} images. The mean score is {abs(mean_gap):.3f} "
+        f"{direction} than the accuracy."
     )
     label = f"Reliability diagram: accuracy over mean score in {len(reliability.bins)} bins. ECE {reliability.ece:.3f}"
     caption = "Accuracy over score, with 95 % intervals. Calibrated scores are on the dashed line. The area of a dot shows its predictions."
@@ -40,16 +40,18 @@ def calibration_section(reliability: Reliability, rule: DecisionRule, rejection:
             class_="cards",
         ),
         paragraph(text),
-        paragraph(_temperature(rule)),
-        _rejection(rejection) if rejection else None,
+        paragraph(_temperature(run)),
+        _rejection(run.shown.rejection) if run.shown.rejection else None,
         element("div", figure(reliability_chart(reliability.bins, label=label), caption), bins, class_="pair"),
     ]
 
 
-def _temperature(rule: DecisionRule) -> str:
-    if rule.temperature == 1:
-        return "The scores are not calibrated: the temperature is 1. `edgetl calibrate` chooses one."
-    return f"The scores are calibrated: the outputs are divided by the temperature {rule.temperature:.4g}."
+def _temperature(run: RunFacts) -> str:
+    temperature = run.record.decision_rule.temperature
+    if temperature != 1:
+        return f"The scores are calibrated: the outputs are divided by the temperature {temperature:.4g}."
+    remedy = "" if run.record.adaptation else " `edgetl calibrate` chooses one."  # it refuses an adapted run
+    return f"The scores are not calibrated: the temperature is 1.{remedy}"
 
 
 def _rejection(rejection: Rejection) -> Element:
