@@ -29,6 +29,8 @@ _WITHOUT_SEARCH: dict[Precision, str] = {"fp16": "half precision, no search", "i
 
 def with_interval(value: Proportion) -> str:
     """Format a metric with its 95 % interval and its number of images."""
+    if not value.n:
+        return "none (no images)"
     return f"{value.value:.4f} ({value.low:.3f} to {value.high:.3f}, n = {value.n})"
 
 

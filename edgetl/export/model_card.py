@@ -277,4 +277,6 @@ def _calibration(record: RunRecord) -> list[str]:
 
 
 def _with_interval(value: Proportion) -> str:
+    if not value.n:
+        return "none (no images)"
     return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f}, n = {value.n})"

@@ -120,6 +120,8 @@ def number(value: float, digits: int = 3) -> Element:
 
 def with_interval(figure: Proportion, digits: int = 3) -> list[Child]:
     """Return a metric with its 95 % interval."""
+    if not figure.n:
+        return ["none (no images)"]
     low, high = f"{figure.low:.{digits}f}", f"{figure.high:.{digits}f}"
     return [number(figure.value, digits), " ", element("span", f"({low} to {high})", class_="interval")]
 

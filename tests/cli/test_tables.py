@@ -25,10 +25,11 @@ from edgetl.cli.tables import (
     plain_table,
     reference_lines,
     variants_table,
+    with_interval,
 )
 from edgetl.core.bundle import Bundle
 from edgetl.core.contract import Clause, Contract, ContractRecord, Offer, Outcome
-from edgetl.core.results import AccuracyDrop, Attempt, ClassScore, Evaluation, Proportion
+from edgetl.core.results import AccuracyDrop, Attempt, ClassScore, Evaluation, Proportion, wilson
 from edgetl.core.system.host_load import HostLoad
 from edgetl.measure.latency import Percentiles
 from edgetl.measure.report import ColdStart, LatencyReport, VariantReport
@@ -241,3 +242,8 @@ def test_a_bundle_without_a_monitoring_reference_has_a_line_with_the_reason(bund
     assert reference_lines(bundle.manifest) == []
     few = bundle.manifest.model_copy(update={"reference": None, "trained": bundle.manifest.trained.model_copy(update={"n": 8})})
     assert reference_lines(few) == ["no drift detection (--drift of serve and run): 8 validation images, fewer than 50."]
+
+
+def test_a_ratio_of_no_images_is_not_a_number() -> None:
+    assert with_interval(wilson(0, 0)) == "none (no images)"
+    assert with_interval(wilson(1, 2)) == "0.5000 (0.095 to 0.905, n = 2)"
