@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         print_error(shortage, json_output="--json" in given)
         sys.exit(shortage.exit_code)
     except Interrupted as stopped:
-        err.print(f"interrupted; no incomplete output was kept.{f' {escape(stopped.saved)}' if stopped.saved else ''}", soft_wrap=True)
+        err.print(f"interrupted{f'. {escape(stopped.saved)}' if stopped.saved else '; no incomplete output was kept.'}", soft_wrap=True)
         sys.exit(128 + stopped.number)
 
 

@@ -169,7 +169,7 @@ def busy_lines(manifest: Manifest, *, verbose: bool = False) -> list[str]:
     device = [row.offer.load for row in manifest.outcomes if row.offer and row.offer.load and row.offer.busy]
     if manifest.contract is None or manifest.contract.source == "measured":
         host, device = host + device, []
-    order = "The variants are sorted by accuracy, not by latency. " if manifest.sorted_by == "accuracy" else ""
+    order = f"The variants are sorted by {manifest.score_name}, not by latency. " if manifest.sorted_by == "accuracy" else ""
     lines = [f"{_busy(host, verbose=verbose)} {order}Repeat on an idle host."] if host else []
     if device:
         lines.append(f"Profile of the device: {_busy(device, verbose=verbose)} Repeat `edgetl bench` on the idle device.")
@@ -250,7 +250,8 @@ def setting_lines(manifest: Manifest) -> list[str]:
             result = "kept" if item.kept else f"rejected: {item.reason.rstrip('.')}"
             measured = ""
             if item.validation is not None and item.agreement is not None:
-                measured = f"{figure} {item.validation.value:.4f}, agreement {item.agreement.top1_agreement:.3f}: "
+                agreement = "" if figure == "agreement" else f", agreement {item.agreement.top1_agreement:.3f}"
+                measured = f"{figure} {item.validation.value:.4f}{agreement}: "
             lines.append(f"{variant.name}: setting {item.setting.describe()}: {measured}{result}")
     return lines
 

@@ -132,11 +132,13 @@ def _too_few_scaled(context: ExportContext) -> str:
     limit = max(MAX_EXPECTED_DROP, context.limits.max_drop)
     if count * 2 >= n and count * limit >= 1:
         return ""
-    return (
-        f"{count} of {n} {context.gate.name} are JPEG files that this setting scales. It needs "
-        f"{max(math.ceil(1 / limit), math.ceil(n / 2))} "
-        f"or more. {'Train on' if context.gate.kind == 'validation' else 'Give target'} images as large as those of the device"
-    )
+    validation = context.gate.kind == "validation"
+    if count * 2 >= n:
+        remedy = "Add validation images (--val)" if validation else "Give more target images"
+    else:
+        remedy = f"{'Train on' if validation else 'Give target'} images as large as those of the device"
+    needed = max(math.ceil(1 / limit), math.ceil(n / 2))
+    return f"{count} of {n} {context.gate.name} are JPEG files that this setting scales. It needs {needed} or more. {remedy}"
 
 
 def _measure_setting(

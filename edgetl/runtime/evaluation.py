@@ -28,6 +28,7 @@ from edgetl.data.loading import batches, pixel_batches, truth_of
 from edgetl.data.predictions import LabeledFile, predicted_files, predictions_csv
 from edgetl.data.scan_notes import ScanNote
 from edgetl.data.selection import Selection
+from edgetl.data.shards.names import refuse_shards
 from edgetl.data.table.attributes import read_attributes
 from edgetl.data.table.rows import Table
 from edgetl.data.table.scan import scan_table
@@ -254,8 +255,9 @@ def images_to_evaluate(
 
     Raises:
         ConfigError: ``config.labels`` is missing, or its columns do not match the model.
-        DataError: the folder has other classes, or the model has seen all images.
+        DataError: the folder has other classes, or the model has seen all images; or ``data`` are shards.
     """
+    refuse_shards(data)
     labels, selection = config.labels, Selection(config.include, config.exclude)
     if labels is None and decoding.task not in CLASS_TASKS:
         wanted = ", ".join(("file", *decoding.labels[:5]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from edgetl.core.manifest import MeasuredSetting
 from edgetl.core.system.execution import ExecutionSetting
 from edgetl.export.config import ExportConfig
 from edgetl.export.package import export_bundle
+from edgetl.export.variants import _too_few_scaled
 from edgetl.runtime.engine import supported_settings
 from edgetl.runtime.predictor import load_variant
 from edgetl.runtime.verify import check_golden
@@ -64,6 +67,20 @@ def test_scaled_decoding_is_not_kept_without_large_jpeg_files(bundle: Bundle) ->
         (found,) = [item for item in variant.settings if item.setting.decode == "scaled"]
         assert not found.kept and found.validation is None and found.scaled_images == 0
         assert found.reason.startswith(f"0 of {n} validation images are JPEG files that this setting scales")
+
+
+@pytest.mark.parametrize(
+    ("scaled", "kind", "remedy"),
+    [
+        (10, "validation", "It needs 100 or more. Train on images as large as those of the device"),
+        (49, "validation", "It needs 100 or more. Add validation images (--val)"),
+        (49, "target", "It needs 100 or more. Give more target images"),
+    ],
+)
+def test_remedy_for_too_few_scaled_images_depends_on_the_reason(scaled: int, kind: str, remedy: str) -> None:
+    gate = SimpleNamespace(samples=range(49), name="images", kind=kind)
+    context: Any = SimpleNamespace(scaled=SimpleNamespace(count=scaled), gate=gate, limits=SimpleNamespace(max_drop=0.01))
+    assert _too_few_scaled(context) == f"{scaled} of 49 images are JPEG files that this setting scales. {remedy}"
 
 
 def test_settings_of_the_exporting_host_are_measured_alone_and_with_scaled_decoding(photos_bundle: Bundle) -> None:

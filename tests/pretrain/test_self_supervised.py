@@ -187,8 +187,8 @@ def test_message_of_an_interrupted_command_names_the_checkpoint(inputs: Path, tm
         command.signal(signal.SIGINT)
         done = command.wait()
         assert done.returncode == 130
-        saved = f" A checkpoint is in {tmp_path / name}. Repeat the command to continue." if name == "late" else ""
-        assert done.stderr.splitlines()[-1] == f"interrupted; no incomplete output was kept.{saved}"
+        saved = f". A checkpoint is in {tmp_path / name}. Repeat the command to continue."
+        assert done.stderr.splitlines()[-1] == f"interrupted{saved if name == 'late' else '; no incomplete output was kept.'}"
         assert (tmp_path / name).exists() == (name == "late")
 
 
@@ -196,6 +196,7 @@ def test_command_rejects_options_of_the_other_kind_of_pretraining() -> None:
     commands = {
         "": "there is neither a folder of images nor a recipe. Give unlabeled images with --ssl, or a recipe.",
         "recipe.toml --ssl images": "--ssl images conflicts with the recipe recipe.toml. Give one of them.",
+        ".": "the recipe . cannot be read: not a regular file. Give the folder of unlabeled images as --ssl ..",
         "--ssl images --data images": "--ssl images conflicts with --data, which names the images of a recipe. Give one of them.",
         "recipe.toml --seed 1 --steps 9": "options of --ssl, which a recipe sets itself: --seed, --steps. Remove them",
     }

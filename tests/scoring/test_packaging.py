@@ -58,14 +58,14 @@ def _run(script: Path, code: int, tmp_path: Path) -> subprocess.CompletedProcess
         "SLURM_ARRAY_TASK_MAX": "63",
         "SLURM_CPUS_PER_TASK": "4",
     }
-    command = ["bash", str(script), "bundle", "out", "shards/{0000..0999}.tar"]
+    command = ["bash", str(script), "bundle", "out", "shards/{00000..00999}.tar"]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_the_slurm_array_predicts_the_shard_of_its_task(tmp_path: Path) -> None:
     done = _run(SLURM, 0, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "predict|bundle|shards/{0000..0999}.tar|--out|out|--shard|3/64|--threads|4|"
+    assert done.stdout == "predict|bundle|shards/{00000..00999}.tar|--out|out|--shard|3/64|--threads|4|"
     _options_exist(SLURM.read_text("utf-8"))
 
 

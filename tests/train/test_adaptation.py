@@ -144,6 +144,10 @@ def test_requested_method_below_the_run_and_a_collapse_are_alarms(run: Run) -> N
     collapsed, below = find_alarms(chosen, networks, run, measured=True)
     assert "predicts few classes" in collapsed and "(0.300) is below that of the network before the adaptation (0.500)" in below
     assert "were not read" in find_alarms(networks[0], networks, run, measured=False)[0]
+    folds = replace(run, record=run.record.model_copy(update={"folds": 5}))
+    assert (
+        "because the run was cross-validated and has no validation images" in find_alarms(networks[0], networks, folds, measured=False)[0]
+    )
 
 
 def test_default_steps_depend_on_the_number_of_images() -> None:

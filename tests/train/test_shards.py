@@ -22,11 +22,13 @@ from PIL import Image
 
 from edgetl.core.preprocess import PreprocessSpec
 from edgetl.core.progress import silent
+from edgetl.core.tasks import OutputDecoding
 from edgetl.data.folder import scan
 from edgetl.data.packing.shards import pack_shards
 from edgetl.data.shards.index import SplitRule
 from edgetl.data.shards.scan import scan_shards
 from edgetl.errors import ConfigError, DataError, MissingExtraError, StoppedError
+from edgetl.runtime.evaluation import EvaluationConfig, images_to_evaluate
 from edgetl.train.artifacts.run import open_run
 from edgetl.train.config.sharding import conflicts
 from edgetl.train.config.weights_dir import EMBEDDED_BACKBONE
@@ -292,8 +294,10 @@ def test_the_augmentation_preview_reads_shards(shards: Path, tmp_path: Path) -> 
 
 
 def test_commands_that_need_a_folder_name_the_one_that_reads_shards(shards: Path) -> None:
-    with pytest.raises(DataError, match=r"are shards, which only edgetl train reads\. Give the folder of their images"):
+    with pytest.raises(DataError, match=r"are shards, which only edgetl train and edgetl predict read\. Give the folder of their images"):
         estimate(shards, _config())
+    with pytest.raises(DataError, match=r"are shards, which only edgetl train and edgetl predict read\. Give the folder of their images"):
+        images_to_evaluate(shards, EvaluationConfig(), OutputDecoding("classification", ("blue", "red")), frozenset())
 
 
 def test_a_missing_library_is_reported_before_the_scan(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

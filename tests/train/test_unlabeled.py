@@ -40,7 +40,7 @@ def read(path: Path) -> list[list[str]]:
 def test_label_writes_a_table_to_fill_in_and_continues_with_its_labels(photos: Path, tmp_path: Path) -> None:
     first = tmp_path / "labels.csv"
     done = edgetl("label", photos, "--count", 4, "--out", first)
-    assert "4 chosen by diversity" in done.stdout and "1 images cannot be decoded" in done.stderr
+    assert "4 chosen by diversity" in done.stdout and "1 of 14 images cannot be decoded" in done.stderr
     header, *rows = read(first)
     assert header == ["file", "label"] and len(rows) == 4 and {label for _, label in rows} == {""}
     first.write_text(

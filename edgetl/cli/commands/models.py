@@ -164,18 +164,21 @@ def pretrain_command(
 @contextmanager
 def _saved_checkpoint(folder: Path) -> Iterator[None]:
     """Add the checkpoint in ``folder`` to the message if a signal interrupts the block."""
-    from edgetl.pretrain.loop import CHECKPOINT_NAME
-
     try:
         yield
     except Interrupted as stopped:
+        from edgetl.pretrain.loop import CHECKPOINT_NAME  # imports torch, so not before a wrong path is reported
+
         if (folder / CHECKPOINT_NAME).is_file():
             stopped.saved = f"A checkpoint is in {folder}. Repeat the command to continue."
         raise
 
 
 def _pretrain_from_recipe(recipe: Path, out: Path, config: TrainConfig, data: Path | None, progress: Progress) -> Pretrained:
-    check_file(recipe, "the recipe", ConfigError, "Give a recipe, such as models/edgetl_small.toml.")
+    remedy = (
+        f"Give the folder of unlabeled images as --ssl {recipe}." if recipe.is_dir() else "Give a recipe, such as models/edgetl_small.toml."
+    )
+    check_file(recipe, "the recipe", ConfigError, remedy)
     if data is not None:
         check_folder(data)
     from edgetl.pretrain.pretrain import Folders, pretrain

@@ -79,7 +79,7 @@ def train_command(
         Path | None,
         typer.Argument(
             help="Folder with one folder of images per class, or with train/, val/ and test/ folders of them, or the folder of the images "
-            "in --labels. Or shards: a folder of `edgetl pack`, or a pattern such as 'shards/{0000..0999}.tar'. Optional with --resume."
+            "in --labels. Or shards: a folder of `edgetl pack`, or a pattern such as 'shards/{00000..00999}.tar'. Optional with --resume."
         ),
     ] = None,
     out_: Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="Run folder to write.")] = None,

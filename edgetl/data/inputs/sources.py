@@ -50,7 +50,7 @@ def find_sources(inputs: Sequence[str]) -> tuple[Source, ...]:
 
     Args:
         inputs: image files, folders of images, tar shards (``.tar``), Parquet files (``.parquet``), lists of such paths (``.txt``, one per
-            line, relative to the current folder), and patterns such as ``shards/{0000..0063}.tar`` and ``shards/*.tar``.
+            line, relative to the current folder), and patterns such as ``shards/{00000..00063}.tar`` and ``shards/*.tar``.
 
     Raises:
         DataError: a shard, folder or list cannot be read, there are no files, or two have the same printable name.
@@ -80,7 +80,7 @@ def input_digest(sources: Sequence[Source]) -> str:
 
 
 def expand_braces(text: str) -> list[str]:
-    """Expand brace patterns as a shell does: ``{a,b}``, and ``{0000..0063}`` with the width of its first number. Other braces stay.
+    """Expand brace patterns as a shell does: ``{a,b}``, and ``{00000..00063}`` with the width of its first number. Other braces stay.
 
     Raises:
         DataError: the pattern has more than ``MAX_EXPANDED`` values.

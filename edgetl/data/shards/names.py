@@ -1,4 +1,4 @@
-"""Names of shards: patterns such as ``shards/{0000..0999}.tar`` and ``shards/*.tar``, single archives, and folders with an index."""
+"""Names of shards: patterns such as ``shards/{00000..00999}.tar`` and ``shards/*.tar``, single archives, and folders with an index."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def is_shards(data: Path) -> bool:
     return (name.endswith((ARCHIVE_SUFFIX, *_COMPRESSED)) and not data.is_dir()) or (data / SHARD_INDEX_NAME).is_file()
 
 
+def refuse_shards(data: Path) -> None:
+    """Raise a ``DataError`` if ``data`` names shards, for a command that reads folders only."""
+    if is_shards(data):
+        raise DataError(f"{printable(data)} are shards, which only edgetl train and edgetl predict read. Give the folder of their images.")
+
+
 def find_shards(data: Path) -> tuple[Path, ...]:
     """Return the shards that ``data`` names, in the order of the range or sorted by name. Their paths are absolute.
 
@@ -37,7 +43,7 @@ def find_shards(data: Path) -> tuple[Path, ...]:
     if missing := [path.name for path in found if not path.is_file()]:
         raise DataError(
             f"{printable(data)}: {len(missing)} of {len(found)} shards do not exist ({_listed(missing)}). Copy them, or change the range, "
-            f"such as {{0000..0099}}."
+            f"such as {{00000..00099}}."
         )
     if len(set(found)) < len(found):
         raise DataError(f"{printable(data)} names a shard twice. Change its ranges.")

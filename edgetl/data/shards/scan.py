@@ -82,7 +82,7 @@ def scan_shards(
     """Scan the shards ``data``: read headers and labels of all images, and decode the listed ones.
 
     Args:
-        data: pattern such as ``shards/{0000..0999}.tar``, one .tar file, or a folder that `edgetl pack` wrote.
+        data: pattern such as ``shards/{00000..00999}.tar``, one .tar file, or a folder that `edgetl pack` wrote.
         rule: rule of the splits.
         labels: class of each key, in place of the ``.cls`` members.
         progress: called after each shard.

@@ -23,7 +23,7 @@ from edgetl.data.loading import labels_of, truth_of
 from edgetl.data.packing.labels import read_labels
 from edgetl.data.selection import Selection
 from edgetl.data.shards.index import PARTS, SplitRule
-from edgetl.data.shards.names import is_shards
+from edgetl.data.shards.names import is_shards, refuse_shards
 from edgetl.data.shards.scan import scan_shards
 from edgetl.data.split import Splits, split
 from edgetl.data.table.attributes import read_attributes
@@ -52,8 +52,7 @@ def scan_images(data: Path, config: DataConfig, *, limits: bool = True, progress
         ConfigError, DataError: As for ``edgetl.data.folder.scan``, ``edgetl.data.table.scan.scan_table`` and
             ``edgetl.data.groups.group_by_path``. Also if ``data`` are shards.
     """
-    if is_shards(data):
-        raise DataError(f"{printable(data)} are shards, which only edgetl train reads. Give the folder of their images.")
+    refuse_shards(data)
     selection = Selection(config.include, config.exclude)
     if config.task == "anomaly":
         return scan_anomalies(data, find_normal, selection=selection, progress=progress)

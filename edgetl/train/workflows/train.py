@@ -34,7 +34,7 @@ def train(data: Path, config: TrainConfig, out: Path, *, overwrite: bool = False
 
     Args:
         data: image folder, with one subfolder per class, or with a label table that ``config.data.labels`` names. Or shards: a pattern such
-            as ``shards/{0000..0999}.tar``, or a folder that `edgetl pack` wrote.
+            as ``shards/{00000..00999}.tar``, or a folder that `edgetl pack` wrote.
         config: training options.
         out: run folder to write.
         overwrite: replace ``out`` and the state of a stopped training.

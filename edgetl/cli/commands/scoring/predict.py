@@ -32,7 +32,7 @@ from edgetl.scoring.score import PartTask
 
 _INPUTS = (
     "Image files, or folders with images. With --out also .tar shards, .parquet files, .txt lists of paths, and patterns such as "
-    "'shards/{0000..0063}.tar'."
+    "'shards/{00000..00063}.tar'."
 )
 
 

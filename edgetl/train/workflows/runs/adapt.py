@@ -294,9 +294,10 @@ def find_alarms(chosen: Candidate, candidates: Sequence[Candidate], run: Run, *,
             f"({validation_score(candidates[0]):.3f}). Use --method auto."
         )
     if not measured:
+        reason = "the run was cross-validated and has no validation images" if run.record.folds else "the images of the run were not read"
         alarms.append(
-            "the validation and test metrics are those before the adaptation, because the images of the run were not read. Measure the "
-            "network with `edgetl evaluate`."
+            f"the validation and test metrics are those before the adaptation, because {reason}. Measure the network on labeled images: "
+            f"edgetl evaluate RUN LABELED."
         )
     if run.record.calibration is not None:
         alarms.append("the calibration of the scores is not kept, because it holds for the images of the run.")
