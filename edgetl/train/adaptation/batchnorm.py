@@ -20,9 +20,9 @@ from edgetl.train.networks.backbone import Backbone
 BATCH = 64
 # Smallest variance of a channel, as a part of its variance in the network of the run. A channel that is constant on all target images has
 # a variance near 0, so BatchNorm multiplies it by up to 300 (1 / sqrt(eps)). In fp32 the outputs are right, but in int8 its rounding
-# errors fill the range of the next activation: two adapted MobileNetV2 agreed with OpenVINO int8 on 30 and 77 % of the images. With this
-# limit it is 92 and 96 %, and the fp32 classes of all images are unchanged (``python -m bench.accuracy.adaptation --export``). Larger
-# limits change the fp32 outputs: 0.01 changed 19 % of the classes.
+# errors fill the range of the next activation: in a trial, two adapted MobileNetV2 agreed with OpenVINO int8 on 30 and 77 % of the
+# images. With this limit it was 92 and 96 %, and the fp32 classes of all images were unchanged. A limit of 0.01 changed 19 % of them.
+# ``python -m bench.accuracy.adaptation --export`` measures the exported files.
 LEAST_VARIANCE = 0.001
 
 
